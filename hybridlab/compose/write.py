@@ -1,0 +1,131 @@
+"""Manifests → a folder: plain ordered YAML, one file per service, a report for people and one for programs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import LiteralScalarString
+
+from hybridlab.compose.model import Manifests, Obj
+from hybridlab.compose.names import label
+from hybridlab.compose.report import report
+from hybridlab.errors import BadInput
+
+MARKER = ".hybridlab-convert"
+
+
+def write(manifests: Manifests, folder: str | Path) -> tuple[Path, ...]:
+    """Write everything into ``folder`` and return the files, in apply order first.
+
+    Files of an earlier conversion there are replaced, a folder with other things in it is refused (BadInput).
+    Files with Secrets are readable by the owner only.
+    """
+    folder = Path(folder)
+    files = _files(manifests)
+    try:
+        _prepare(folder)
+        for name, text in files.items():
+            path = folder / name
+            private = "\nkind: Secret\n" in text
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o644)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+                out.write(text)
+        (folder / MARKER).write_text("\n".join(files) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadInput("the folder cannot be written", where=str(folder), why=error.strerror or str(error)) from error
+    return tuple(folder / name for name in files)
+
+
+def _prepare(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / MARKER
+    if marker.is_file():
+        for name in marker.read_text(encoding="utf-8").splitlines():
+            if name and "/" not in name:
+                (folder / name).unlink(missing_ok=True)
+    elif any(folder.iterdir()):
+        raise BadInput(
+            "the folder is not empty, and not from an earlier conversion",
+            where=str(folder),
+            next_move="name a new folder",
+        )
+
+
+def _files(manifests: Manifests) -> dict[str, str]:
+    grouped: dict[str, list[Obj]] = {}
+    for owner, obj in zip(manifests.owners, manifests.objects, strict=True):
+        if obj["kind"] == "Namespace":
+            name = "00-namespace.yaml"
+        else:
+            name = f"{label(owner)}.yaml" if owner else "01-shared.yaml"
+        grouped.setdefault(name, []).append(obj)
+    ordered = sorted(grouped, key=lambda name: (not name.startswith("0"), name if name.startswith("0") else ""))
+    files = {name: to_yaml(*grouped[name]) for name in ordered}
+    resources = list(files)
+    files["kustomization.yaml"] = to_yaml(
+        {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": resources}
+    )
+    files["REPORT.md"] = report(manifests)
+    files["fidelity.json"] = json.dumps(_fidelity(manifests), indent=2, ensure_ascii=False) + "\n"
+    return files
+
+
+def _fidelity(manifests: Manifests) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "project": manifests.project,
+        "namespace": manifests.namespace,
+        "findings": [asdict(finding) for finding in manifests.fidelity],
+        "placements": {
+            name: {
+                "kind": p.kind,
+                "reason": p.reason,
+                "architectures": list(p.architectures),
+                "warnings": list(p.warnings),
+                "image": manifests.images[name],
+                "commands": list(manifests.commands.get(name, ())),
+            }
+            for name, p in manifests.placements.items()
+        },
+        "claims": [asdict(claim) for claim in manifests.claims],
+    }
+
+
+def to_yaml(*objects: Obj) -> str:
+    """YAML documents with keys in the given order, long texts as blocks, never an alias."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.ignore_aliases = lambda _data: True
+    out = io.StringIO()
+    for obj in objects:
+        out.write("---\n")
+        yaml.dump(_blocks(obj), out)
+    return out.getvalue()
+
+
+def _blocks(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _blocks(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_blocks(item) for item in value]
+    if isinstance(value, str) and "\n" in value and value.isprintable() is False and _block_safe(value):
+        return LiteralScalarString(value)
+    return value
+
+
+def _block_safe(text: str) -> bool:
+    """Block style keeps text exactly unless it has odd spaces or characters that YAML must escape."""
+    lines = text.split("\n")
+    return (
+        all(line == line.rstrip() for line in lines)
+        and not text.startswith((" ", "\n"))
+        and all(character == "\n" or character.isprintable() for character in text)
+    )

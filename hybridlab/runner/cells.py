@@ -1,0 +1,174 @@
+"""The cells of an executed notebook as HTML for the report."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import mistune
+from markupsafe import Markup
+from pygments import highlight  # type: ignore[import-untyped]
+from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
+from pygments.lexers import PythonLexer  # type: ignore[import-untyped]
+
+from hybridlab.runner.record import SKIP_TAG, heading_before
+from hybridlab.runner.safe_html import safe_html
+
+PLOTLY = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+MARKER = "papermill-error-cell-tag"
+IMAGES = ("image/svg+xml", "image/png", "image/jpeg")
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+LONG_LINES = 40
+
+
+@dataclass(frozen=True)
+class CellView:
+    """A cell ready to be placed in a page; ``note`` says why it has no output."""
+
+    kind: str  # markdown or code
+    body: Markup
+    outputs: tuple[Markup, ...] = ()
+    state: str = ""
+    seconds: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class NotebookView:
+    title: str
+    cells: tuple[CellView, ...]
+    figures: int
+
+
+def view_notebook(nb: Any, *, prefix: str, alive: bool = False) -> NotebookView:
+    """All cells of a notebook; ids start with ``prefix``. ``alive`` is whether its run still goes on."""
+    cells = [c for c in nb.cells if MARKER not in c.metadata.get("tags", [])]
+    title = ""
+    views: list[CellView] = []
+    figures = _Figures(prefix)
+    for index, cell in enumerate(cells):
+        if cell.cell_type == "markdown":
+            source = cell.source
+            if not title:
+                found = re.search(r"^#\s+(.+?)\s*#*\s*$", source, re.MULTILINE)
+                if found:
+                    title = found.group(1)
+                    source = source[: found.start()] + source[found.end() :]
+            if source.strip():
+                views.append(CellView("markdown", _markdown(source, label=heading_before(cells, index))))
+        elif cell.cell_type == "code" and cell.source.strip():
+            views.append(_code(cell, heading_before(cells, index), figures, alive))
+    return NotebookView(title, tuple(views), figures.count)
+
+
+@cache
+def _markdown_parser() -> Any:
+    return mistune.create_markdown(escape=False, plugins=["table", "strikethrough", "url", "task_lists", "footnotes"])
+
+
+def _markdown(source: str, *, label: str = "") -> Markup:
+    return Markup(safe_html(str(_markdown_parser()(source)), label=label))
+
+
+class _Figures:
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self.count = 0
+
+    def place(self, figure: Any, label: str) -> Markup:
+        """A div that figures.js draws the figure into, from data beside it."""
+        self.count += 1
+        name = f"{self._prefix}-figure-{self.count}"
+        layout = figure.get("layout", {})
+        title = layout.get("title") or {}
+        text = title.get("text", "") if isinstance(title, dict) else str(title)
+        shown = re.sub(r"<[^>]+>", "", str(text)) or label or "figure"
+        height = layout.get("height") or 420
+        # in a script element only "</" and "<!--" would end the data
+        data = json.dumps({"data": figure.get("data", []), "layout": layout}).replace("<", "\\u003c")
+        return Markup(
+            f'<figure class="figure" aria-label="{html.escape(shown, quote=True)}">'
+            f'<div id="{name}" class="plot" style="min-height:{int(height)}px"></div>'
+            f'<script type="application/json" data-figure="{name}">{data}</script>'
+            f"<noscript><p>{html.escape(shown)}: this figure needs JavaScript.</p></noscript></figure>"
+        )
+
+
+def _code(cell: Any, label: str, figures: _Figures, alive: bool) -> CellView:
+    info = cell.metadata.get("hybridlab", {})
+    state = info.get("state", "")
+    if state == "running" and not alive:
+        state = "interrupted"
+    body = Markup(highlight(cell.source.rstrip(), PythonLexer(), HtmlFormatter(nowrap=True)))
+    outputs = tuple(o for o in (_output(output, label, figures) for output in cell.outputs) if o)
+    note = ""
+    if state == "skipped":
+        form = SKIP_TAG in cell.metadata.get("tags", [])
+        note = "A form for JupyterLab, left out of unattended runs." if form else "Nothing to run."
+    elif state == "not run":
+        note = "Not run: an earlier cell ended the runbook."
+    return CellView("code", body, outputs, state, float(info.get("seconds", 0.0)), note)
+
+
+def _output(output: Any, label: str, figures: _Figures) -> Markup:
+    kind = output.output_type
+    if kind == "stream":
+        return _text(output.text, "stderr" if output.name == "stderr" else "stdout", label)
+    if kind == "error":
+        return _error(output)
+    data = output.data
+    if PLOTLY in data:
+        return figures.place(data[PLOTLY], label)
+    if "text/html" in data:
+        return Markup(f'<div class="html">{safe_html(_joined(data["text/html"]), label=label)}</div>')
+    for mime in IMAGES:
+        if mime in data:
+            return _image(mime, _joined(data[mime]), output.metadata.get(mime, {}).get("alt") or label)
+    if "text/markdown" in data:
+        return _markdown(_joined(data["text/markdown"]), label=label)
+    if WIDGET in data:
+        return Markup('<p class="aside">An interactive control: open the notebook in JupyterLab to use it.</p>')
+    return _text(_joined(data["text/plain"]), "stdout", label) if "text/plain" in data else Markup("")
+
+
+def _joined(value: Any) -> str:
+    return "".join(value) if isinstance(value, list) else str(value)
+
+
+def _image(mime: str, data: str, alt: str) -> Markup:
+    import base64
+
+    if mime == "image/svg+xml":
+        data = base64.b64encode(data.encode()).decode()
+    source = f"data:{mime};base64,{''.join(data.split())}"
+    return Markup(f'<img class="image" alt="{html.escape(alt or "figure", quote=True)}" src="{source}">')
+
+
+def _text(text: str, css: str, label: str) -> Markup:
+    plain = html.escape(_ANSI.sub("", text).rstrip())
+    if not plain:
+        return Markup("")
+    name = html.escape(f"output: {label}" if label else "output", quote=True)
+    block = f'<pre class="text {css}" tabindex="0" role="region" aria-label="{name}">{plain}</pre>'
+    lines = plain.count("\n") + 1
+    if css == "stderr" or lines > LONG_LINES:
+        what = "progress" if css == "stderr" else "output"
+        return Markup(f'<details class="more"><summary>{what}, {lines} lines</summary>{block}</details>')
+    return Markup(block)
+
+
+def _error(output: Any) -> Markup:
+    """What went wrong first; the traceback for whoever wants it."""
+    what, _, move = str(output.evalue).partition("\n  next: ")
+    trace = html.escape(_ANSI.sub("", "\n".join(output.traceback)))
+    next_move = f'<p class="next"><b>Next:</b> {html.escape(move)}</p>' if move else ""
+    return Markup(
+        f'<div class="error" role="note"><p><b>{html.escape(output.ename)}</b> {html.escape(what)}</p>{next_move}'
+        f'<details class="more"><summary>traceback</summary><pre class="text" tabindex="0" role="region"'
+        f' aria-label="traceback">{trace}</pre></details></div>'
+    )

@@ -1,0 +1,89 @@
+"""Tables that read well everywhere: HTML in notebooks and reports, aligned text elsewhere."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+GOOD, BAD, WARN, NOTE = "good", "bad", "warn", "note"
+_SIGNS = {GOOD: "✓", BAD: "✗", WARN: "!", NOTE: "·", "create": "+", "change": "~", "delete": "−", "none": "…"}
+_COLOURS = {
+    GOOD: "#1a7f37",
+    BAD: "#c62828",
+    WARN: "#9a6700",
+    NOTE: "#57606a",
+    "create": "#1a7f37",
+    "change": "#9a6700",
+    "delete": "#c62828",
+    "none": "#57606a",
+}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A coloured sign with its word: never colour alone."""
+
+    kind: str
+    word: str
+
+    def __str__(self) -> str:
+        return f"{_SIGNS.get(self.kind, '·')} {self.word}"
+
+    def html(self) -> str:
+        colour = _COLOURS.get(self.kind, "#57606a")
+        return f'<span style="color:{colour};white-space:nowrap;font-weight:600">{html.escape(str(self))}</span>'
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a caption. Cells are text, numbers or Marks; numbers are set right."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col" style="text-align:left">{html.escape(c)}</th>' for c in self.columns)
+        body = "".join("<tr>" + "".join(_cell(c) for c in row) + "</tr>" for row in self.rows)
+        if not self.rows:
+            body = f'<tr><td colspan="{len(self.columns)}">nothing</td></tr>'
+        return (
+            f'<table class="hybridlab"><caption style="caption-side:top;text-align:left;font-weight:600">'
+            f"{html.escape(self.caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+    def __repr__(self) -> str:
+        cells = [[str(c) for c in self.columns], *([_text(c) for c in row] for row in self.rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+        ]
+        return "\n".join([self.caption, *(f"  {line}" for line in lines)])
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mark):
+        return f'<td style="text-align:left">{value.html()}</td>'
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    align = "right;font-variant-numeric:tabular-nums" if number else "left"
+    return f'<td style="text-align:{align}">{html.escape(_text(value))}</td>'
+
+
+@dataclass(frozen=True)
+class Line:
+    """One sentence, with a mark."""
+
+    mark: Mark
+    text: str
+
+    def _repr_html_(self) -> str:
+        return f'<p class="hybridlab">{self.mark.html()} {html.escape(self.text)}</p>'
+
+    def __repr__(self) -> str:
+        return f"{self.mark} {self.text}"

@@ -1,0 +1,262 @@
+"""070: claims, then data, then workloads; what must not be copied over; what a strict migration refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compose_kit import NODES, image, project
+from fakes import GI, FakeContext, FakeHosts, FakeKube, make_params, node
+
+from hybridlab.compose import ClaimSource, Options, convert
+from hybridlab.errors import BadInput, NotFound
+from hybridlab.models import ImageInfo
+from hybridlab.plan import Plan
+from hybridlab.stages import migrate
+from hybridlab.stages.migrate import Seen, copying, wanted_objects
+from hybridlab.stages.migrate.project import Move, capacities, requests_of
+from hybridlab.stages.objects import Differences, ref
+
+SERVICES = """
+services:
+  web:
+    image: web:1
+    ports: [{target: 80, published: "8080", protocol: tcp, mode: ingress}]
+    environment: {DB_PASSWORD: hunter22}
+    volumes: [{type: volume, source: site, target: /srv}]
+  my_db:
+    image: db:1
+    volumes: [{type: volume, source: rows, target: /var/lib/db}]
+  old:
+    image: old:1
+    volumes: [{type: volume, source: lost, target: /x}]
+  ghost:
+    image: ghost:1
+volumes: {site: {name: demo_site}, rows: {name: demo_rows}, lost: {name: demo_lost}}
+"""
+IMAGES = {
+    "web:1": image("linux/amd64", "linux/arm64", reference="web:1"),
+    "db:1": image("linux/amd64", "linux/arm64", reference="db:1"),
+    "old:1": image("linux/arm/v7", reference="old:1"),
+    "ghost:1": ImageInfo("ghost:1", known=False, problem="nobody has it"),
+}
+
+
+def move(text: str = SERVICES) -> Move:
+    found = project(text)
+    return Move(found, IMAGES, convert(found, IMAGES, NODES, Options(namespace="services")))
+
+
+MOVE = move()
+ALL_MISSING = Differences({ref(o): ("",) for o in wanted_objects(MOVE)})
+FRESH = Seen(MOVE, ALL_MISSING, {}, "192.168.1.10")
+COPIED = {c.name: "sha" for c in MOVE.manifests.claims}
+DONE = Seen(MOVE, Differences(), COPIED, "192.168.1.10")
+
+
+def plan(seen: Seen, **changes: Any) -> Plan:
+    return migrate.plan(make_params({"migrate.docker_host": {"address": "192.168.1.10"}, **changes}), seen, {})
+
+
+def kinds(made: Plan) -> list[str]:
+    return [s.target.split("/")[0] if s.action != "copy" else "copy" for s in made.steps]
+
+
+def workload_of(service: str) -> str:
+    pairs = zip(MOVE.manifests.objects, MOVE.manifests.owners, strict=True)
+    return next(ref(o) for o, owner in pairs if owner == service and o["kind"] in ("Deployment", "StatefulSet"))
+
+
+def test_claims_then_copies_then_workloads() -> None:
+    found = kinds(plan(FRESH))
+    assert found[0] == "Namespace"
+    first_copy, last_copy = found.index("copy"), len(found) - 1 - found[::-1].index("copy")
+    assert set(found[first_copy : last_copy + 1]) == {"copy"}
+    assert "PersistentVolumeClaim" in found[:first_copy]
+    assert "Service" in found[:first_copy]
+    assert set(found[last_copy + 1 :]) <= {"Deployment", "StatefulSet"}
+    assert not {"Deployment", "StatefulSet"} & set(found[:first_copy])
+
+
+def test_every_claim_of_a_placed_service_is_copied_once() -> None:
+    copies = [s for s in plan(FRESH).steps if s.action == "copy"]
+    assert {s.args["source"] for s in copies} == {"demo_site", "demo_rows"}
+    assert {(s.effect, s.batch) for s in copies} == {("create", "copies")}
+    assert all(s.id == f"copy:{s.args['claim']}" for s in copies)
+    assert "192.168.1.10" in copies[0].why
+
+
+def test_a_second_run_changes_nothing() -> None:
+    assert plan(DONE).steps == ()
+
+
+def test_a_claim_that_was_not_copied_yet_is_copied_before_its_workload_comes() -> None:
+    web = workload_of("web")
+    claim = next(c for c in MOVE.manifests.claims if c.services == ("web",))
+    state = replace(
+        DONE, objects=Differences({web: ("",)}), copied={k: v for k, v in COPIED.items() if k != claim.name}
+    )
+    assert [s.action for s in plan(state).steps] == ["copy", "apply"]
+
+
+@pytest.mark.parametrize("service", ["web", "my_db"])
+def test_data_in_use_are_never_copied_over(service: str) -> None:
+    claim = next(c for c in MOVE.manifests.claims if c.services == (service,))
+    made = plan(replace(DONE, copied={k: v for k, v in COPIED.items() if k != claim.name}))
+    assert made.steps == ()
+    told = [f for f in made.findings if f.subject == f"claim {claim.name}"]
+    assert [f.level for f in told] == ["warning"]
+    assert f"not copied: {service} runs on it already" in told[0].text
+
+
+def test_a_workload_that_differs_is_running_too() -> None:
+    claim = next(c for c in MOVE.manifests.claims if c.services == ("web",))
+    state = replace(
+        DONE,
+        objects=Differences({workload_of("web"): ("spec.replicas",)}),
+        copied={k: v for k, v in COPIED.items() if k != claim.name},
+    )
+    assert [(s.action, s.effect) for s in plan(state).steps] == [("apply", "change")]
+
+
+def test_without_a_docker_host_claims_start_empty() -> None:
+    made = plan(replace(FRESH, docker_host=""))
+    assert "copy" not in kinds(made)
+    assert [f.level for f in made.findings if f.subject == "migrate.docker_host"] == ["note"]
+
+
+def test_services_that_can_run_nowhere_get_no_workload() -> None:
+    names = {ref(o) for o in wanted_objects(MOVE)}
+    assert workload_of("old") not in names
+    assert workload_of("ghost") not in names
+    assert {workload_of("web"), workload_of("my_db")} <= names
+
+
+def test_what_could_not_be_placed_is_a_strict_warning() -> None:
+    found = {f.subject: f for f in plan(DONE).findings}
+    assert (found["old"].level, found["old"].strict) == ("warning", True)
+    assert "docker buildx" in found["old"].next_move
+    assert (found["ghost"].level, found["ghost"].strict) == ("warning", True)
+    assert "placement unknown" in found["ghost"].text
+    assert "web" not in found
+    assert plan(DONE).refusals == ()
+
+
+def test_strict_refuses_them() -> None:
+    made = plan(DONE, **{"migrate.strict": True})
+    assert {f.subject for f in made.refusals} >= {"old", "ghost"}
+    clean = move("services: {web: {image: 'web:1'}}")
+    state = Seen(clean, Differences(), {}, "")
+    assert plan(state, **{"migrate.strict": True}).refusals == ()
+
+
+def test_a_placement_gives_the_reason() -> None:
+    made = plan(FRESH)
+    reasons = {s.target: s.why for s in made.steps}
+    assert reasons[workload_of("web")] == MOVE.manifests.placements["web"].reason
+
+
+def test_secrets_are_not_in_the_plan_and_have_an_action_of_their_own() -> None:
+    made = plan(FRESH)
+    secrets = [s for s in made.steps if s.target.startswith("Secret/")]
+    assert secrets
+    assert {s.action for s in secrets} == {"apply-secret"}
+    assert "hunter22" not in str([s for s in made.steps if s.target.startswith(("Secret/", "Deployment/"))])
+    assert all(s.action in migrate.ACTIONS for s in made.steps)
+
+
+def test_nothing_to_move() -> None:
+    made = plan(Seen())
+    assert (made.steps, [f.level for f in made.findings]) == ((), ["note"])
+    assert made.expected == {"namespace": "services"}
+
+
+# -- room --------------------------------------------------------------------------------------------------------------
+def pod(name: str, on: str, cpu: str, memory: str, ns: str = "services", phase: str = "Running") -> dict[str, Any]:
+    containers = [{"resources": {"requests": {"cpu": cpu, "memory": memory}}}, {"name": "no-requests"}]
+    spec = {"nodeName": on, "containers": containers}
+    return {"kind": "Pod", "metadata": {"name": name, "namespace": ns}, "spec": spec, "status": {"phase": phase}}
+
+
+def test_requests() -> None:
+    assert requests_of(pod("a", "n", "250m", "128Mi")) == (250, 128 * 2**20)
+    assert requests_of({"spec": {}}) == (0, 0)
+
+
+def test_what_the_project_itself_uses_counts_as_free() -> None:
+    kube = FakeKube(
+        pod("a", "arm-1", "100m", "1Gi"),
+        pod("b", "arm-1", "200m", "1Gi"),
+        pod("other", "arm-1", "400m", "1Gi", ns="velero"),
+        pod("done", "arm-1", "400m", "1Gi", phase="Succeeded"),
+        nodes=[node("arm-1"), node("amd-1", "amd64", ready=False)],
+    )
+    arm, amd = capacities(kube, make_params())
+    assert (arm.cpu_free_m, arm.memory_free, arm.arch) == (1800 + 300, 5 * GI + 2 * GI, "arm64")
+    assert (amd.cpu_free_m, amd.arch, amd.ready) == (1800, "amd64", True)
+    assert amd.taints == (("hybridlab.io/small", "true", "NoSchedule"),)
+
+
+def test_before_there_is_a_cluster_the_wishes_count() -> None:
+    arm, _, amd = capacities(None, make_params({"nodes.amd-1.ocpus": 0.125}))
+    assert (arm.cpu_free_m, arm.memory_free, arm.taints) == (2000, 12 * GI, ())
+    assert (amd.cpu_free_m, amd.memory_free) == (1000, GI)
+    assert amd.taints == (("hybridlab.io/small", "true", "NoSchedule"),)
+    assert capacities(None, make_params({"bootstrap.taint_small": False}))[2].taints == ()
+
+
+# -- where the data are ------------------------------------------------------------------------------------------------
+def docker(name: str, argv: tuple[str, ...]) -> tuple[int, str]:
+    match argv:
+        case ("docker", "volume", "inspect", "demo_site"):
+            return 0, '[{"Mountpoint": "/var/lib/docker/volumes/demo_site/_data"}]'
+        case ("docker", "volume", "inspect", _):
+            return 1, ""
+        case ("docker", "ps", *rest):
+            mine = "label=com.docker.compose.project=demo" in rest
+            return 0, '{"Names": "demo-web-1"}\n' if mine else ""
+        case ("docker", "inspect", "demo-web-1"):
+            return 0, '[{"Config": {"Labels": {"com.docker.compose.project.working_dir": "/home/ada/demo"}}}]'
+    raise AssertionError(argv)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "path"),
+    [
+        ("volume", "demo_site", "/var/lib/docker/volumes/demo_site/_data"),
+        ("bind", "./public/system", "/home/ada/demo/public/system"),
+        ("bind", "../shared", "/home/ada/shared"),
+        ("bind", "/srv/data", "/srv/data"),
+    ],
+)
+def test_source_path(tmp_path: Path, kind: Any, source: str, path: str) -> None:
+    ctx = FakeContext(tmp_path)
+    ctx.docker_hosts = FakeHosts(docker)
+    assert copying.source_path(ctx, ClaimSource("c", kind, source, ("web",)), "demo") == path
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "name", "said"),
+    [
+        ("volume", "demo_gone", "demo", "no volume demo_gone"),
+        ("anonymous", "web:/x", "demo", "anonymous volume"),
+        ("bind", "./x", "another", "no container of project another"),
+    ],
+)
+def test_source_path_that_is_not_there(tmp_path: Path, kind: Any, source: str, name: str, said: str) -> None:
+    ctx = FakeContext(tmp_path)
+    ctx.docker_hosts = FakeHosts(docker)
+    with pytest.raises(NotFound, match=said):
+        copying.source_path(ctx, ClaimSource("c", kind, source, ("web",)), name)
+
+
+def test_only_chosen_services() -> None:
+    from hybridlab.stages.migrate.project import _selected
+
+    assert set(_selected(MOVE.project, ["web"]).services) == {"web"}
+    assert _selected(MOVE.project, None) is MOVE.project
+    with pytest.raises(BadInput, match="there is no service wbe") as caught:
+        _selected(MOVE.project, ["web", "wbe"])
+    assert "web" in caught.value.next_move
