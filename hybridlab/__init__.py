@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hybridlab.ui import show as show
     from hybridlab.ui import view_comparison as view_comparison
     from hybridlab.ui import view_fit as view_fit
+    from hybridlab.ui import view_scores as view_scores
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ _HOME = {
     "figure": "hybridlab.ui",
     "view_comparison": "hybridlab.ui",
     "view_fit": "hybridlab.ui",
+    "view_scores": "hybridlab.ui",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -55,9 +55,12 @@ def apply_chart(ctx: Context, step: Step) -> Mapping[str, Json]:
     changed = bool(ctx.kube.differs(chart))
     made = ctx.kube.apply(chart)
 
+    words = [""]
+
     def look() -> tuple[str, str]:
         job = ctx.kube.get("batch/v1", "Job", f"helm-install-{name}", namespace)
         live = ctx.kube.get("helm.cattle.io/v1", "HelmChart", name, namespace)
+        words[:] = [_cause(ctx, name, namespace) or words[0]]  # the pods go away once the Job has failed
         failed = next(
             (c for c in (live or {}).get("status", {}).get("conditions", []) if c["type"] == "Failed"), {"status": ""}
         )
@@ -83,7 +86,7 @@ def apply_chart(ctx: Context, step: Step) -> Mapping[str, Json]:
         raise Refused(
             f"chart {chart['spec']['chart']} {chart['spec']['version']} could not be installed",
             where=f"HelmChart {namespace}/{name}",
-            why=_cause(ctx, name, namespace) or message,
+            why=words[0] or message,
             next_move=f"look at: kubectl -n {namespace} logs job/helm-install-{name}",
         )
     return {"uid": made["metadata"]["uid"]}

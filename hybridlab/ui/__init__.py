@@ -3,6 +3,6 @@
 from hybridlab.ui.figures import figure
 from hybridlab.ui.forms import form
 from hybridlab.ui.live import gate, progress, show
-from hybridlab.ui.seen import view_comparison, view_fit
+from hybridlab.ui.seen import view_comparison, view_fit, view_scores
 
-__all__ = ["figure", "form", "gate", "progress", "show", "view_comparison", "view_fit"]
+__all__ = ["figure", "form", "gate", "progress", "show", "view_comparison", "view_fit", "view_scores"]

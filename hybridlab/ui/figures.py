@@ -122,7 +122,8 @@ def benchmark_figure(cluster: Cluster) -> go.Figure | None:
                 "array": [100 * (s.high - s.median) / best[s.test] for s in mine],
                 "arrayminus": [100 * (s.median - s.low) / best[s.test] for s in mine],
             },
-            text=[f"{s.median:,.0f} {s.unit}" for s in mine],
+            hovertext=[f"{s.median:,.0f} {s.unit} ({s.low:,.0f}–{s.high:,.0f})" for s in mine],
+            hoverinfo="name+x+text",
             marker={"color": ARCH_COLOURS.get(arch, GREY), "pattern": {"shape": "" if node.endswith("1") else "/"}},
         )
     where = " — in the lab: all nodes are this machine" if evidence.data["same_machine"] else ""

@@ -8,7 +8,7 @@ from typing import Any
 from hybridlab.cluster import StageRun, in_jupyterlab
 from hybridlab.stages.base import StepOutcome
 from hybridlab.ui.tables import NOTE, WARN, Line, Mark, Table
-from hybridlab.ui.views import mark_outcome, view, view_gate
+from hybridlab.ui.views import OUTCOME_COLUMNS, outcome_row, view, view_gate
 
 
 def _in_kernel() -> bool:
@@ -72,10 +72,10 @@ def progress(stage: StageRun) -> tuple[StepOutcome, ...]:
     before = stage.cluster.say
 
     def draw(line: str) -> None:
-        rows: list[tuple[Any, ...]] = [(mark_outcome(o), o.step.target, o.step.id, o.seconds) for o in outcomes]
+        rows: list[tuple[Any, ...]] = [outcome_row(o) for o in outcomes]
         if line:
             rows.append((Mark(WARN, "running"), line, "", ""))
-        handle.update(Table("Applied", ("outcome", "on", "step", "seconds"), rows))
+        handle.update(Table("Applied", OUTCOME_COLUMNS, rows))
 
     def ended(outcome: StepOutcome) -> None:
         outcomes.append(outcome)

@@ -66,6 +66,16 @@ def view_comparison(cluster: Cluster) -> Table:
     return Table("arm64 ÷ amd64", ("", "test", "ratio", "95 % interval", "why"), rows)
 
 
+def view_scores(cluster: Cluster) -> Table:
+    """What each node reached in each test: median, range over the rounds, and the share of CPU it got."""
+    evidence = cluster.evidence.load("benchmark")
+    rows = [
+        (s.test, s.node, s.arch, round(s.median), f"{s.low:,.0f}–{s.high:,.0f} {s.unit}", f"{100 * s.cpu_share:.0f} %")
+        for s in sorted(scores.scores(evidence.data) if evidence else (), key=lambda s: (s.test, s.node))
+    ]
+    return Table("Measured", ("test", "node", "arch", "median", "range", "CPU obtained"), rows)
+
+
 def _provision(seen: Any) -> list[View]:
     vms = [
         (

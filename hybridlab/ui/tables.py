@@ -45,7 +45,10 @@ class Table:
     rows: Sequence[Sequence[Any]]
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col" style="text-align:left">{html.escape(c)}</th>' for c in self.columns)
+        head = "".join(
+            f'<th scope="col" style="text-align:{_align(self.rows, i)}">{html.escape(c)}</th>'
+            for i, c in enumerate(self.columns)
+        )
         body = "".join("<tr>" + "".join(_cell(c) for c in row) + "</tr>" for row in self.rows)
         if not self.rows:
             body = f'<tr><td colspan="{len(self.columns)}">nothing</td></tr>'
@@ -63,6 +66,16 @@ class Table:
         return "\n".join([self.caption, *(f"  {line}" for line in lines)])
 
 
+def _align(rows: Sequence[Sequence[Any]], column: int) -> str:
+    """A column of numbers is set right, heading included."""
+    cells = [row[column] for row in rows]
+    return "right" if cells and all(_is_number(c) or c == "" for c in cells) else "left"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -70,8 +83,7 @@ def _text(value: Any) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, Mark):
         return f'<td style="text-align:left">{value.html()}</td>'
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    align = "right;font-variant-numeric:tabular-nums" if number else "left"
+    align = "right;font-variant-numeric:tabular-nums" if _is_number(value) else "left"
     return f'<td style="text-align:{align}">{html.escape(_text(value))}</td>'
 
 

@@ -14,6 +14,7 @@ from hybridlab.ui.tables import BAD, GOOD, NOTE, WARN, Line, Mark, Table
 
 View = Table | Line
 _LEVELS = {"note": NOTE, "warning": WARN, "refusal": BAD}
+OUTCOME_COLUMNS = ("outcome", "on", "action", "seconds")
 _EVENTS = {"done": GOOD, "failed": BAD, "unknown": WARN}
 
 
@@ -45,8 +46,8 @@ def view_plan(plan: Plan) -> list[View]:
     if plan.findings:
         views.append(view_findings(plan.findings))
     if plan.steps:
-        rows = [(Mark(s.effect, s.effect), s.target, s.id, s.why) for s in plan.steps]
-        views.append(Table(f"Plan: {len(rows)} steps", ("effect", "on", "step", "why"), rows))
+        rows = [(Mark(s.effect, s.effect), s.target, _verb(s.action, s.effect), s.why) for s in plan.steps]
+        views.append(Table(f"Plan: {_steps(len(rows))}", ("effect", "on", "action", "why"), rows))
     else:
         views.append(Line(Mark(GOOD, "no change"), "what is there is what is wanted"))
     return views
@@ -59,10 +60,10 @@ def view_findings(findings: Sequence[Finding]) -> Table:
 
 def view_gate(gate: Gate) -> Line:
     if not gate.open:
-        return Line(Mark(WARN, "closed"), f"plan {gate.hash} ({gate.steps} steps) waits for approval")
+        return Line(Mark(WARN, "closed"), f"plan {gate.hash} ({_steps(gate.steps)}) waits for approval")
     if not gate.steps:
         return Line(Mark(GOOD, "open"), "nothing to approve")
-    return Line(Mark(GOOD, "open"), f"plan {gate.hash} ({gate.steps} steps) approved: {gate.by}")
+    return Line(Mark(GOOD, "open"), f"plan {gate.hash} ({_steps(gate.steps)}) approved: {gate.by}")
 
 
 def mark_outcome(outcome: StepOutcome) -> Mark:
@@ -70,8 +71,20 @@ def mark_outcome(outcome: StepOutcome) -> Mark:
 
 
 def view_outcomes(outcomes: Sequence[StepOutcome]) -> Table:
-    rows = [(mark_outcome(o), o.step.target, o.step.id, o.seconds) for o in outcomes]
-    return Table(f"Applied: {len(rows)} steps", ("outcome", "on", "step", "seconds"), rows)
+    return Table(f"Applied: {_steps(len(outcomes))}", OUTCOME_COLUMNS, [outcome_row(o) for o in outcomes])
+
+
+def outcome_row(outcome: StepOutcome) -> tuple[Mark, str, str, float]:
+    return mark_outcome(outcome), outcome.step.target, outcome.step.action, round(outcome.seconds, 1)
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def _verb(action: str, effect: str) -> str:
+    """The action's own word, where it says more than the effect."""
+    return action.replace("-", " ") if action not in ("create", "change", "delete", effect) else ""
 
 
 def view_checks(checks: Sequence[Check]) -> Table:
@@ -82,7 +95,7 @@ def view_checks(checks: Sequence[Check]) -> Table:
 
 def view_hand_over(done: HandOver) -> list[View]:
     good = sum(c.ok for c in done.checks)
-    text = f"{done.steps_done} steps applied, {good} of {len(done.checks)} checks hold"
+    text = f"{_steps(done.steps_done)} applied, {good} of {len(done.checks)} checks hold"
     if done.next_runbook:
         text += f"; next: {done.next_runbook}"
     return [Line(Mark(GOOD, f"{done.stage} done"), text)]

@@ -22,6 +22,7 @@ from kube_controllers_lab import (
     workload,
 )
 
+from hybridlab.lab.kube.controllers.commands import owners_file
 from hybridlab.lab.s3 import S3Part
 
 VELERO_REPO = "https://vmware-tanzu.github.io/helm-charts"
@@ -137,6 +138,7 @@ def test_backup_and_restore_into_another_namespace_bring_back_the_same_bytes(tmp
         (folder / "link").symlink_to("sub/small")
         os.link(folder / "big", folder / "again")
         (folder / "empty").touch(mode=0o600)
+        folder.chmod(0o750)
         lab.store.create(request("Backup", "b1", includedNamespaces=["shop"], ttl="24h0m0s"))
         status = await finished(lab, "backups", "b1")
         assert status["phase"] == "Completed", status
@@ -164,7 +166,9 @@ def test_backup_and_restore_into_another_namespace_bring_back_the_same_bytes(tmp
         assert (copy / "big").read_bytes() == big
         assert (copy / "again").stat().st_ino == (copy / "big").stat().st_ino
         assert (copy / "link").readlink() == Path("sub/small")
-        assert (copy / "empty").stat().st_mode & 0o777 == 0o600
+        kept = json.loads(owners_file(copy).read_text(encoding="utf-8"))  # owners and modes, beside the files
+        assert kept["empty"] == [os.getuid(), os.getgid(), 0o600]
+        assert kept["."][2] == 0o750  # the folder itself as well
         assert lab.store.must_get("configmaps", "settings", "drill")["data"] == {"a": "b"}
         owner = lab.pod("db-0", "drill")["metadata"]["ownerReferences"][0]
         assert owner["uid"] == lab.store.must_get("statefulsets", "db", "drill", "apps")["metadata"]["uid"]

@@ -7,6 +7,7 @@ what was done and in which order.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from hybridlab.models import (
     CloudInstance,
     CloudResource,
     CommandResult,
+    ExecResult,
     HostAddress,
     LaunchRequest,
     Limit,
@@ -244,6 +246,10 @@ class FakeOracle:
         return "AVAILABLE"
 
 
+OWNED_BY_ROOT = ("/etc", "/opt", "/var")
+NEEDS_ROOT = ("iptables", "modprobe", "mkswap", "fallocate", "install", "env", "sh", "chmod", "curl", "rm", "swapoff")
+
+
 class FakeHosts:
     """Hosts whose commands a function answers: ``answer(name, argv) → (status, stdout)``; files are kept by host."""
 
@@ -257,11 +263,15 @@ class FakeHosts:
 
     def run(self, host: HostAddress, argv: Sequence[str], **options: Any) -> CommandResult:
         self.ran.append((host.name, tuple(argv)))
+        assert options.get("sudo") or argv[0] not in NEEDS_ROOT, f"only root may run {argv}"
         status, out = self.answer(host.name, tuple(argv))
         assert status == 0 or options.get("check") is False, f"{argv} failed on {host.name}"
         return CommandResult(status, out, "")
 
-    def put(self, host: HostAddress, data: bytes | Path, remote_path: str, *, mode: int = 0o644, **_: Any) -> bool:
+    def put(
+        self, host: HostAddress, data: bytes | Path, remote_path: str, *, mode: int = 0o644, sudo: bool = False
+    ) -> bool:
+        assert sudo or not remote_path.startswith(OWNED_BY_ROOT), f"only root may write {remote_path}"
         content = data.read_bytes() if isinstance(data, Path) else data
         changed = self.files.get((host.name, remote_path)) != content
         self.files[host.name, remote_path] = content
@@ -269,10 +279,16 @@ class FakeHosts:
         return changed
 
     def get(self, host: HostAddress, remote_path: str, *, sudo: bool = False) -> bytes:
+        assert sudo or not remote_path.startswith(OWNED_BY_ROOT), f"only root may read {remote_path}"
         return self.files[host.name, remote_path]
 
-    def stream(self, host: HostAddress, argv: Sequence[str], **options: Any) -> CommandResult:
-        return self.run(host, argv)
+    def stream(
+        self, host: HostAddress, argv: Sequence[str], *, stdout: Callable[[bytes], None] | None = None, **options: Any
+    ) -> CommandResult:
+        result = self.run(host, argv, **options)
+        if stdout:
+            stdout(result.stdout.encode())
+        return result
 
     def wait_for_ssh(self, host: HostAddress, deadline_s: float) -> None:
         self.waited.append((host.name, host.address, deadline_s))
@@ -369,6 +385,46 @@ class FakeKube:
             return False
         self.objects.pop(("Pod", namespace, pod), None)
         return True
+
+
+class PodKube(FakeKube):
+    """A cluster whose pods are Ready at once, on ``where(pod)``; ``inside(pod, argv, stdin)`` answers what runs in one.
+
+    A namespace takes all that is in it along.
+    """
+
+    def __init__(self, inside: Callable[[str, tuple[str, ...], bytes], str], *objects: Mapping[str, Any]) -> None:
+        super().__init__(*objects)
+        self.inside = inside
+        self.where: Callable[[dict[str, Any]], str] = lambda pod: "arm-1"
+
+    def apply(self, obj: Mapping[str, Any], *, dry_run: bool = False, force: bool = True) -> dict[str, Any]:
+        made = super().apply(obj)
+        if made["kind"] == "Pod":
+            made["spec"]["nodeName"] = self.where(made)
+            made["status"] = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+        return made
+
+    def delete(
+        self, api_version: str, kind: str, name: str, namespace: str | None = None, *, grace_s: int | None = None
+    ) -> bool:
+        if kind == "Namespace":
+            self.objects = {key: obj for key, obj in self.objects.items() if key[1] != name}
+        return super().delete(api_version, kind, name, namespace)
+
+    def exec(
+        self, namespace: str, pod: str, argv: Sequence[str], *, stdin: Iterator[bytes] | None = None, **_: Any
+    ) -> ExecResult:
+        assert ("Pod", namespace, pod) in self.objects, f"pod {pod} is not there"
+        return ExecResult(0, self.inside(pod, tuple(argv[2:]), b"".join(stdin or ())).encode(), "")
+
+
+def digest_lines(files: Mapping[str, str]) -> str:
+    """What the node helper's ``digest`` prints for files (path → content)."""
+    rows: list[dict[str, Any]] = [{"path": p, "type": "file", "sha256": c} for p, c in sorted(files.items())]
+    total = sum(len(c) for c in files.values())
+    rows.append({"summary": True, "sha256": f"all:{sorted(files.items())}", "bytes": total})
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _merge(target: dict[str, Any], body: Mapping[str, Any]) -> None:

@@ -185,6 +185,7 @@ def test_ctrl_c(ctx: FakeContext) -> None:
         apply(ctx, plan(step("a", "stop"), step("b")), actions)
     assert events(ctx) == [("a", "started"), ("a", "interrupted")]
     assert ctx.ledger.open_steps("stage") == ("a",)
+    assert (ctx.ledger.rows()[-1].target, ctx.ledger.rows()[-1].effect) == ("target a", "create")
     assert caught.value.exit_code == 6
     assert actions.ran == ["a"]
 

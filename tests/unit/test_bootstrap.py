@@ -602,6 +602,8 @@ def test_swap_is_made_once(tmp_path: Path) -> None:
     step = Step("swap:amd-1", "swap", "", "", "create", {"node": "amd-1", "gb": 2})
     assert bootstrap.ACTIONS["swap"](ctx, step) == {"gb": 2}
     assert ("amd-1", ("fallocate", "-l", "2G", "/swapfile-hybridlab")) in ctx.hosts.ran
+    changes = [argv[0] for _, argv in ctx.hosts.ran if argv[-1] == "/swapfile-hybridlab"]
+    assert changes == ["fallocate", "chmod", "mkswap", "swapon"]
     assert ("amd-1", ("chmod", "600", "/swapfile-hybridlab")) in ctx.hosts.ran
     fstab = ctx.hosts.files["amd-1", "/etc/fstab"].decode()
     assert fstab == "LABEL=root / ext4\n/swapfile-hybridlab none swap sw 0 0\n"
@@ -698,3 +700,166 @@ def test_verify_sees_each_failure(tmp_path: Path) -> None:
     assert failed(proved(tmp_path, nodes=[arm1, replace(arm2, arch="amd64"), amd])) == ["node arm-2"]
     assert failed(proved(tmp_path, nodes=[arm1, arm2])) == ["node amd-1"]
     assert failed(proved(tmp_path, mode=0o644)) == ["kubeconfig"]
+
+
+def test_one_closed_port_is_not_hidden_by_an_open_one(tmp_path: Path) -> None:
+    def first_closed(name: str, argv: tuple[str, ...]) -> tuple[int, str]:
+        if name == "arm-2" and "probe" in argv:
+            states = ["timeout" if t.endswith("10250/tcp") else "open" for t in argv[3:]]
+            return 0, json.dumps([{"target": t, "state": s} for t, s in zip(argv[3:], states, strict=True)])
+        return healthy(name, argv)
+
+    ctx = built(tmp_path, first_closed)
+    from hybridlab.stages.bootstrap.proof import connectivity
+    from hybridlab.stages.nodes import node_hosts
+
+    found = connectivity(ctx, node_hosts(ctx))
+    assert len(found) == 6
+    assert {pair: state for pair, state in found.items() if state != "ok"} == {
+        ("arm-2", "arm-1"): "10250/tcp timeout",
+        ("arm-2", "amd-1"): "10250/tcp timeout",
+    }
+    targets = {t for name, argv in ctx.hosts.ran if name == "arm-2" and "probe" in argv for t in argv[3:]}
+    server, agent = vm("arm-1").private_ip, vm("amd-1").private_ip
+    assert targets == {
+        f"{server}:10250/tcp",
+        f"{server}:8472/udp",
+        f"{server}:6443/tcp",
+        f"{agent}:10250/tcp",
+        f"{agent}:8472/udp",
+    }
+
+
+# -- K3s brought onto hosts --------------------------------------------------------------------------------------------
+KUBECONFIG = {
+    "clusters": [{"name": "default", "cluster": {"server": "https://127.0.0.1:6443"}}],
+    "users": [{"name": "default", "user": {"client-key-data": "S0VZ"}}],
+}
+
+
+class Machines:
+    """Hosts on which install.sh and systemctl do what they say; a K3s that runs joins the cluster at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.hosts = release(folder)
+        self.summing = self.hosts.answer
+        self.hosts.answer = self.answer
+        self.kube = FakeKube()
+        for name in ("k3s", "k3s-arm64"):
+            (folder / name).write_bytes(b"the binary")
+        total = hashlib.sha256(b"the binary").hexdigest()
+        (folder / "sha256sum-amd64.txt").write_text(f"{total}  k3s\n")
+
+    def answer(self, name: str, argv: tuple[str, ...]) -> tuple[int, str]:
+        files = self.hosts.files
+        if argv[-1] == k3s.INSTALLER or argv[:2] in (("systemctl", "restart"), ("systemctl", "start")):
+            assert (name, k3s.CONFIG) in files, "the settings come before K3s starts"
+            if name == "arm-1":
+                files[name, k3s.NODE_TOKEN_FILE] = b"K10abc::server:xyz"
+                files[name, k3s.KUBECONFIG] = json.dumps(KUBECONFIG).encode()
+            self.kube.node_rows = (*self.kube.node_rows, node(name))
+        if argv[:2] == ("test", "-s"):
+            return (0 if (name, argv[2]) in files else 1), ""
+        return self.summing(name, argv)
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> tuple[FakeContext, Machines]:
+    made = Machines(tmp_path)
+    ctx = built(tmp_path, kube=made.kube)
+    ctx.hosts = made.hosts
+    ctx.site.source = (str(tmp_path), VERSION)
+    return ctx, made
+
+
+def act(ctx: FakeContext, action: str, name: str = "arm-1", **args: Any) -> Mapping[str, Any]:
+    return bootstrap.ACTIONS[action](ctx, Step(action, action, name, "", "change", {"node": name, **args}))
+
+
+def test_server_then_agent(machines: tuple[FakeContext, Machines]) -> None:
+    ctx, made = machines
+    assert act(ctx, "install")["version"] == VERSION
+    assert act(ctx, "save-kubeconfig", server="arm-1") == {"path": "kubeconfig"}
+    made.kube.node_rows, joined = (), made.kube.node_rows
+    with pytest.raises(DeadlineExceeded, match="node arm-1 to be Ready"):
+        act(ctx, "save-kubeconfig", server="arm-1")
+    made.kube.node_rows = joined
+    data = YAML(typ="safe").load((ctx.state / "kubeconfig").read_text())
+    assert data["clusters"][0]["cluster"]["server"] == "https://127.0.0.1:16443"  # what the site dials
+    act(ctx, "install", "amd-1")
+    config = YAML(typ="safe").load(made.hosts.files["amd-1", k3s.CONFIG].decode())
+    assert config["server"] == f"https://{vm('arm-1').private_ip}:6443"
+    assert (config["node-name"], config["node-ip"]) == ("amd-1", vm("amd-1").private_ip)
+    assert config["token"] == "K10abc::server:xyz"
+    ran = [argv for name, argv in made.hosts.ran if name == "amd-1"]
+    assert ran[-1][-1] == k3s.INSTALLER
+    assert ran[-2][0] == "install"
+
+
+def test_an_agent_that_does_not_join_fails_its_step(machines: tuple[FakeContext, Machines]) -> None:
+    ctx, made = machines
+    act(ctx, "install")
+    made.hosts.answer = made.summing
+    with pytest.raises(DeadlineExceeded, match="node amd-1 to be Ready"):
+        act(ctx, "install", "amd-1")
+
+
+def test_a_server_that_writes_no_kubeconfig_fails_its_step(machines: tuple[FakeContext, Machines]) -> None:
+    ctx, made = machines
+    made.hosts.answer = lambda name, argv: (1, "") if argv[0] == "test" else made.summing(name, argv)
+    with pytest.raises(DeadlineExceeded, match="K3s on arm-1 to write its kubeconfig"):
+        act(ctx, "install")
+
+
+@pytest.mark.parametrize(("name", "unit"), [("arm-1", "k3s"), ("arm-2", "k3s-agent")])
+def test_changed_settings_restart_k3s(machines: tuple[FakeContext, Machines], name: str, unit: str) -> None:
+    ctx, made = machines
+    made.hosts.files["arm-1", k3s.NODE_TOKEN_FILE] = b"K10abc::server:xyz"
+    assert act(ctx, "configure", name) == {"changed": True}
+    assert (name, ("systemctl", "restart", unit)) in made.hosts.ran
+    assert act(ctx, "configure", name) == {"changed": False}
+    made.hosts.answer = lambda n, argv: (0, "")
+    made.kube.node_rows = ()
+    with pytest.raises(DeadlineExceeded):
+        act(ctx, "configure", name)
+
+
+def test_awaiting_a_node(machines: tuple[FakeContext, Machines]) -> None:
+    ctx, made = machines
+    with pytest.raises(DeadlineExceeded, match="not in the cluster"):
+        act(ctx, "await")
+    made.kube.node_rows = (node("arm-1"),)
+    assert act(ctx, "await") == {}
+
+
+def test_a_host_is_marked_once(machines: tuple[FakeContext, Machines]) -> None:
+    ctx, made = machines
+    assert act(ctx, "mark") == {"changed": True}
+    assert made.hosts.files["arm-1", "/etc/hybridlab/cluster"] == b"homelab\n"
+    assert ("arm-1", "/opt/hybridlab/node_helper.py") in made.hosts.files
+    assert act(ctx, "mark") == {"changed": False}
+    del made.hosts.files["arm-1", "/opt/hybridlab/node_helper.py"]
+    assert act(ctx, "mark") == {"changed": True}
+
+
+def test_a_release_from_the_network_is_downloaded_by_the_host(tmp_path: Path) -> None:
+    content = {"k3s-arm64": b"the binary", "install.sh": b"#!/bin/sh"}
+    content["sha256sum-arm64.txt"] = f"{hashlib.sha256(content['k3s-arm64']).hexdigest()}  k3s-arm64".encode()
+
+    def answer(name: str, argv: tuple[str, ...]) -> tuple[int, str]:
+        if argv[0] == "curl":
+            assert argv[-1].startswith("https://mirror/k3s/v1.34.2%2Bk3s1/")
+            hosts.files[name, argv[-2]] = content[argv[-1].rsplit("/", 1)[1]]
+        if argv[0] == "sha256sum":
+            return 0, hashlib.sha256(hosts.files[name, argv[1]]).hexdigest() + "  x"
+        return 0, ""
+
+    hosts = FakeHosts(answer)
+    ctx = FakeContext(tmp_path, hosts=hosts)
+    ctx.site.source = ("https://mirror/k3s", VERSION)
+    k3s.put_release(ctx, host_of())
+    assert hosts.files["arm-1", k3s.INSTALLER] == b"#!/bin/sh"
+    assert hosts.ran[-1][1][-1] == k3s.BINARY
+    content["k3s-arm64"] = b"tampered"
+    with pytest.raises(Refused, match="checksum"):
+        k3s.put_release(ctx, host_of())

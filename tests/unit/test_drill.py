@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeContext, FakeKube, make_params
+from fakes import FakeContext, FakeKube, PodKube, digest_lines, make_params
 
+from hybridlab.errors import NotFound, Refused
 from hybridlab.plan import is_unknown
 from hybridlab.stages import drill
-from hybridlab.stages.claims import Digest
+from hybridlab.stages.claims import Digest, parse_digest
 from hybridlab.stages.drill import Seen, judge
+from hybridlab.stages.objects import MANAGED
+
+
+def entry(content: str, **more: str) -> str:
+    """What a digest says of one file."""
+    return json.dumps({"type": "file", "sha256": content, **more}, sort_keys=True)
+
+
+def lines(files: dict[str, str]) -> dict[str, str]:
+    return {path: entry(content) for path, content in files.items()}
 
 
 def claim(before: dict[str, str], after: dict[str, str] | None = None) -> dict[str, Any]:
-    return {"before": {"entries": before}, "after": {"entries": before if after is None else after}}
+    return {"before": {"entries": lines(before)}, "after": {"entries": lines(before if after is None else after)}}
 
 
-def restored(entries: dict[str, str], size: int = 9) -> Digest:
-    return Digest("sha", entries, size)
+def restored(files: dict[str, str], size: int = 9) -> Digest:
+    return Digest("sha", lines(files), size)
 
 
 FILES = {"a": "1", "b": "2"}
@@ -46,7 +58,16 @@ FILES = {"a": "1", "b": "2"}
 )
 def test_judge(backup: Any, back: dict[str, str], differences: list[str], moving: int, entries: int) -> None:
     rows = judge({"data": backup}, {"data": restored(back)})
-    assert rows == {"data": {"differences": differences, "moving": moving, "entries": entries, "bytes": 9}}
+    expected = {"differences": differences, "moving": moving, "xattrs": 0, "entries": entries, "bytes": 9}
+    assert rows == {"data": expected}
+
+
+def test_extended_attributes_are_counted_not_judged() -> None:
+    held = {"entries": {"a": entry("1", xattrs_sha256="x"), "b": entry("2")}}
+    row = judge({"data": {"before": held, "after": held}}, {"data": restored(FILES)})["data"]
+    assert (row["differences"], row["xattrs"], row["moving"]) == ([], 1, 0)
+    wrong = judge({"data": {"before": held, "after": held}}, {"data": restored({"a": "9", "b": "2"})})["data"]
+    assert wrong["differences"] == ["a: different"]
 
 
 def test_a_claim_that_did_not_come_back() -> None:
@@ -139,3 +160,95 @@ def test_restored_pods_without_their_services() -> None:
     assert "pods" in drill.RESTORED
     assert "persistentvolumeclaims" in drill.RESTORED
     assert not {"services", "deployments", "ingresses", "statefulsets"} & set(drill.RESTORED)
+
+
+# -- the rehearsal itself ----------------------------------------------------------------------------------------------
+class Velero(PodKube):
+    """A Restore ends in ``phase`` at once, and brings back claims with ``files``."""
+
+    def __init__(self, files: dict[str, dict[str, str]], phase: str = "Completed") -> None:
+        super().__init__(self.digest)
+        self.files, self.phase = files, phase
+        self.restore: dict[str, Any] = {}
+        self.policies: list[dict[str, Any]] = []
+
+    def digest(self, pod: str, argv: tuple[str, ...], stdin: bytes) -> str:
+        assert argv == ("digest", "/data")
+        volumes = self.objects["Pod", "restore-drill", pod]["spec"]["volumes"]
+        return digest_lines(self.files[volumes[1]["persistentVolumeClaim"]["claimName"]])
+
+    def apply(self, obj: Any, *, dry_run: bool = False, force: bool = True) -> dict[str, Any]:
+        made = super().apply(obj)
+        if made["kind"] == "NetworkPolicy":
+            self.policies.append(made)
+        if made["kind"] == "Restore":
+            assert self.policies, "silence comes before the restored pods"
+            assert ("Namespace", "", "restore-drill") in self.objects
+            self.restore = made["spec"]
+            made["status"] = {"phase": self.phase, "failureReason": "corrupt"}
+            for name in self.files:
+                meta = {"name": name, "namespace": "restore-drill"}
+                self.put({"kind": "PersistentVolumeClaim", "metadata": meta, "spec": {}})
+        return made
+
+
+def rehearse(tmp_path: Path, kube: Velero, entries: dict[str, str] | None = None) -> tuple[FakeContext, Any]:
+    ctx = FakeContext(tmp_path, kube=kube)
+    held = parse_digest(digest_lines(entries or FILES)).json()
+    backed_up = {"data": {"before": held, "after": held}}
+    ctx.evidence.save("backup", {"name": "backup-1", "claims": backed_up}, inputs={})
+    step = drill.plan(ctx.params, drill.look(ctx), {}).steps[0]
+    return ctx, lambda: drill.ACTIONS["rehearse"](ctx, step)
+
+
+def test_rehearsal(tmp_path: Path) -> None:
+    kube = Velero({"data": FILES})
+    kube.put({"kind": "Namespace", "metadata": {"name": "restore-drill", "labels": MANAGED}})
+    kube.put({"kind": "ConfigMap", "metadata": {"name": "leftover", "namespace": "restore-drill"}})
+    ctx, run = rehearse(tmp_path, kube)
+    assert run() == {"backup": "backup-1", "claims": 1, "bytes": 2}
+    assert kube.restore["backupName"] == "backup-1"
+    assert kube.restore["includedNamespaces"] == ["services"]
+    assert kube.restore["namespaceMapping"] == {"services": "restore-drill"}
+    assert kube.policies[0]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    assert kube.objects == {}  # nothing of it is left, nor of the drill before
+    evidence = ctx.evidence.load(drill.EVIDENCE)
+    assert evidence is not None
+    assert evidence.data["same"] is True
+
+
+def test_a_flipped_byte_fails_the_rehearsal_and_is_no_evidence(tmp_path: Path) -> None:
+    kube = Velero({"data": {**FILES, "b": "3"}})
+    ctx, run = rehearse(tmp_path, kube)
+    with pytest.raises(Refused, match="b: different") as caught:
+        run()
+    assert caught.value.where == "backup backup-1, claim data"
+    assert "in 1 of 1 claims" in caught.value.what
+    assert ctx.evidence.load(drill.EVIDENCE) is None
+    assert ctx.evidence.load("restore-drill-failed") is not None
+    assert kube.objects == {}
+
+
+@pytest.mark.parametrize("phase", ["PartiallyFailed", "Failed", "FailedValidation"])
+def test_a_restore_that_does_not_complete(tmp_path: Path, phase: str) -> None:
+    kube = Velero({"data": FILES}, phase)
+    ctx, run = rehearse(tmp_path, kube)
+    with pytest.raises(Refused, match=f"ended {phase}") as caught:
+        run()
+    assert caught.value.why == "corrupt"
+    assert kube.objects == {}
+    assert ctx.evidence.load(drill.EVIDENCE) is None
+
+
+def test_a_namespace_of_someone_else_is_not_taken_for_scratch(tmp_path: Path) -> None:
+    kube = Velero({"data": FILES})
+    kube.put({"kind": "Namespace", "metadata": {"name": "restore-drill"}})
+    with pytest.raises(Refused, match="is not ours"):
+        rehearse(tmp_path, kube)[1]()
+    assert ("Namespace", "", "restore-drill") in kube.objects
+
+
+def test_no_backup_no_rehearsal(tmp_path: Path) -> None:
+    step = drill.plan(PARAMS, OPEN, {}).steps[0]
+    with pytest.raises(NotFound, match="no backup on record"):
+        drill.ACTIONS["rehearse"](FakeContext(tmp_path, kube=FakeKube()), step)

@@ -116,7 +116,12 @@ def test_a_micro_has_one_gigabyte() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "warned"),
-    [({}, False), ({"nodes.arm-1.ocpus": 1}, True), ({"nodes.arm-1.memory_gb": 1}, True)],
+    [
+        ({}, False),
+        ({"nodes.arm-1.ocpus": 1}, True),
+        ({"nodes.arm-1.memory_gb": 1}, True),
+        ({"nodes.arm-1.memory_gb": 2}, False),
+    ],
 )
 def test_a_small_server_is_warned_about(changes: dict[str, Any], warned: bool) -> None:
     found = findings(make_params(changes), seen())

@@ -31,6 +31,7 @@ def test_rows_come_back_in_order(ledger: Ledger) -> None:
     first = ledger.add("provision", "create-vcn", "started", effect="create", target="VCN ü", detail={"id": "x"})
     second = ledger.add("bootstrap", "", "planned")
     assert ledger.rows() == (first, second)
+    assert ledger.path.read_bytes().count(b"\n") == 2
     assert ledger.rows(stage="provision") == (first,)
     assert (first.run, first.effect, first.target, dict(first.detail)) == ("run-1", "create", "VCN ü", {"id": "x"})
     assert datetime.fromisoformat(first.time).utcoffset() is not None
@@ -179,6 +180,8 @@ def test_evidence_and_why_it_may_not_be_used(store: EvidenceStore) -> None:
     other = EvidenceStore(store.folder, cluster="other", run="r")
     assert usable(who=other) == (False, "it belongs to another cluster (homelab)")
     assert store.load("benchmark") == saved
+    assert store.save("benchmark", {"rounds": 3}, inputs={"nodes": ["b"]}).inputs != saved.inputs
+    assert usable({"nodes": ["b"]})[0]
     assert (saved.cluster, saved.run, saved.kind) == ("homelab", "run-1", "benchmark")
     store.drop("benchmark")
     store.drop("benchmark")
@@ -242,6 +245,8 @@ def test_write_atomic(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
     write_atomic(path, b"one", mode=0o600)
     assert (path.read_bytes(), mode(path)) == (b"one", 0o600)
+    write_atomic(path, b"plain")
+    assert mode(path) & 0o177 == 0o44
     write_atomic(path, b"two", mode=0o600)
     assert path.read_bytes() == b"two"
     assert [p.name for p in path.parent.iterdir()] == ["file"]

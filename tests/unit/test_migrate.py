@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from compose_kit import NODES, image, project
-from fakes import GI, FakeContext, FakeHosts, FakeKube, make_params, node
+from fakes import GI, FakeContext, FakeHosts, FakeKube, PodKube, digest_lines, make_params, node
 
 from hybridlab.compose import ClaimSource, Options, convert
-from hybridlab.errors import BadInput, NotFound
+from hybridlab.errors import BadInput, DeadlineExceeded, NotFound, Refused
 from hybridlab.models import ImageInfo
 from hybridlab.plan import Plan
 from hybridlab.stages import migrate
@@ -260,3 +261,174 @@ def test_only_chosen_services() -> None:
     with pytest.raises(BadInput, match="there is no service wbe") as caught:
         _selected(MOVE.project, ["web", "wbe"])
     assert "web" in caught.value.next_move
+
+
+# -- copying -----------------------------------------------------------------------------------------------------------
+class Source:
+    """A volume on the Docker host whose content ``states`` gives digest by digest; the last one stays."""
+
+    def __init__(self, *states: dict[str, str]) -> None:
+        self.states = list(states)
+        self.hosts = FakeHosts(self.answer)
+
+    def answer(self, name: str, argv: tuple[str, ...]) -> tuple[int, str]:
+        if argv[:2] == ("python3", "/tmp/hybridlab/node_helper.py"):
+            assert argv[3] == "/var/lib/docker/volumes/demo_site/_data"
+            now = self.states[0]
+            if argv[2] == "digest":
+                return 0, digest_lines(self.states.pop(0) if len(self.states) > 1 else now)
+            assert argv[2] == "archive"
+            return 0, json.dumps(now)
+        return docker(name, argv)
+
+
+class Claim(PodKube):
+    """A claim that holds what was extracted into it."""
+
+    def __init__(self, *, spoil: bool = False) -> None:
+        meta = {"name": "site", "namespace": "services"}
+        super().__init__(self.run, {"kind": "PersistentVolumeClaim", "metadata": meta, "spec": {}})
+        self.held: dict[str, str] = {}
+        self.rounds, self.spoil = 0, spoil
+
+    def run(self, pod: str, argv: tuple[str, ...], stdin: bytes) -> str:
+        if argv[0] == "extract":
+            assert argv == ("extract", "/data", "--clean")
+            self.rounds += 1
+            self.held = json.loads(stdin)
+            return ""
+        return digest_lines({**self.held, "spoilt": "x"} if self.spoil else self.held)
+
+    @property
+    def mark(self) -> str:
+        claim = self.objects["PersistentVolumeClaim", "services", "site"]
+        return str(claim["metadata"].get("annotations", {}).get("hybridlab.io/copied-sha256", ""))
+
+
+SITE = ClaimSource("site", "volume", "demo_site", ("web",))
+A, B = {"a": "1"}, {"a": "2"}
+
+
+def copied(tmp_path: Path, kube: Claim, *states: dict[str, str]) -> Any:
+    ctx = FakeContext(tmp_path, kube=kube)
+    ctx.docker_hosts = Source(*states).hosts
+    return copying.copy_claim(ctx, SITE, "demo")
+
+
+def test_a_quiet_source_is_copied_in_one_round_and_marked(tmp_path: Path) -> None:
+    kube = Claim()
+    result = copied(tmp_path, kube, A)
+    assert (kube.held, result["rounds"], result["bytes"]) == (A, 1, 1)
+    assert result["sha256"] == result["source_sha256"] == kube.mark
+    assert {kind for kind, _, _ in kube.objects} == {"PersistentVolumeClaim", "ConfigMap"}  # its pod is gone
+
+
+def test_a_source_that_changed_during_the_copy_is_copied_again(tmp_path: Path) -> None:
+    kube = Claim()
+    result = copied(tmp_path, kube, A, B)
+    assert (kube.held, result["rounds"]) == (B, 2)
+    assert kube.mark
+
+
+def test_a_source_that_keeps_changing_is_refused_and_not_marked(tmp_path: Path) -> None:
+    kube = Claim()
+    with pytest.raises(Refused, match="demo_site keeps changing while it is copied .*: a: different"):
+        copied(tmp_path, kube, A, B, A, B, A, B)
+    assert kube.rounds == 3
+    assert kube.mark == ""
+
+
+def test_a_claim_that_does_not_hold_the_source_is_refused_and_not_marked(tmp_path: Path) -> None:
+    kube = Claim(spoil=True)
+    with pytest.raises(Refused, match="does not hold what the source holds .*: spoilt: extra"):
+        copied(tmp_path, kube, A)
+    assert kube.mark == ""
+
+
+# -- which architecture is preferred -----------------------------------------------------------------------------------
+def test_preference_from_the_params_or_from_the_benchmark(tmp_path: Path) -> None:
+    from hybridlab.stages.migrate.project import _preference
+
+    ctx = FakeContext(tmp_path)
+    assert dict(_preference(ctx).weights) == {"arm64": 100, "amd64": 1}
+    assert _preference(ctx).reason == "migrate.prefer; no benchmark on record"
+    ctx.params = make_params({"migrate.prefer": "amd64"})
+    assert dict(_preference(ctx).weights) == {"amd64": 100, "arm64": 1}
+
+    def measured(arm: float) -> dict[str, Any]:
+        def rounds(speed: float) -> list[dict[str, Any]]:
+            return [{"cpu_single": {"rate": speed, "unit": "x"}}] * 3
+
+        return {"arch": {"p": "arm64", "q": "amd64"}, "rounds": {"p": rounds(arm), "q": rounds(100)}}
+
+    ctx.evidence.save("benchmark", measured(200), inputs={})
+    assert dict(_preference(ctx).weights) == {"arm64": 100, "amd64": 50}
+    assert "cpu_single measured" in _preference(ctx).reason
+    ctx.evidence.save("benchmark", measured(100), inputs={})
+    assert dict(_preference(ctx).weights) == {"amd64": 100, "arm64": 1}
+
+
+# -- looking and proving -----------------------------------------------------------------------------------------------
+COMPOSE = """
+name: demo
+services:
+  web: {image: "web:1", volumes: ["site:/srv"]}
+  legacy: {image: "amd:1"}
+volumes: {site: {}}
+"""
+
+
+class Registry:
+    def lookup(self, references: Any, *, progress: Any = None) -> dict[str, ImageInfo]:
+        return {r: image(*(["linux/amd64"] if "amd" in r else ["linux/amd64", "linux/arm64"])) for r in references}
+
+
+def service_pod(name: str, on: str, *, ready: bool = True) -> dict[str, Any]:
+    meta = {"name": f"{name}-1", "namespace": "services", "labels": {"app.kubernetes.io/name": name}}
+    conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
+    waiting = {"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "exec format error"}}}
+    status = {"phase": "Running", "conditions": conditions, "containerStatuses": [{} if ready else waiting]}
+    return {"kind": "Pod", "metadata": meta, "spec": {"nodeName": on}, "status": status}
+
+
+def moved(tmp_path: Path, *objects: dict[str, Any], compose: str = "compose.yaml") -> FakeContext:
+    (tmp_path / "compose.yaml").write_text(COMPOSE, encoding="utf-8")
+    changes = {"migrate.compose": compose, "migrate.docker_host": {"address": "192.168.1.10"}}
+    nodes = [node("arm-1"), node("arm-2"), node("amd-1", "amd64")]
+    ctx = FakeContext(tmp_path, make_params(changes), kube=FakeKube(*objects, nodes=nodes))
+    ctx.registry = Registry()
+    return ctx
+
+
+def site_claim(mark: str) -> dict[str, Any]:
+    meta: dict[str, Any] = {"name": "site", "namespace": "services", "annotations": {}}
+    if mark:
+        meta["annotations"]["hybridlab.io/copied-sha256"] = mark
+    return {"kind": "PersistentVolumeClaim", "metadata": meta, "spec": {}}
+
+
+def test_verify_pods_where_planned_and_data_on_record(tmp_path: Path) -> None:
+    good = (service_pod("web", "arm-1"), service_pod("legacy", "amd-1"))
+    ctx = moved(tmp_path, *good, site_claim("abc"))
+    assert {c.name: c.ok for c in migrate.verify(ctx)} == {
+        "service web": True,
+        "service legacy": True,
+        "data site": True,
+    }
+    assert dict(migrate.look(ctx).copied) == {"site": "abc"}
+    ctx.kube.put(service_pod("legacy", "arm-1"))
+    ctx.kube.put(site_claim(""))
+    assert [c.name for c in migrate.verify(ctx) if not c.ok] == ["service legacy", "data site"]
+    assert migrate.look(ctx).copied == {}
+
+
+def test_verify_waits_and_tells_what_a_pod_waits_for(tmp_path: Path) -> None:
+    ctx = moved(tmp_path, service_pod("web", "arm-1"), service_pod("legacy", "arm-1", ready=False))
+    with pytest.raises(DeadlineExceeded, match="legacy: CrashLoopBackOff exec format error"):
+        migrate.verify(ctx)
+
+
+def test_no_compose_file_nothing_to_look_at(tmp_path: Path) -> None:
+    ctx = FakeContext(tmp_path, kube=FakeKube())
+    assert migrate.look(ctx) == Seen()
+    assert migrate.verify(ctx) == ()

@@ -105,6 +105,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("negative pause", {"provision": {"capacity_pause_s": 0}}, "provision.capacity_pause_s: "),
     ("no age", {"backup": {"max_age_h": 0}}, "backup.max_age_h: "),
     ("action", {"maintain": {"action": "reboot"}}, "maintain.action: "),
+    ("no keeping", {"backup": {"ttl_h": 0}}, "backup.ttl_h: "),
+    ("9 GB of swap", {"bootstrap": {"swap_gb": 9}}, "bootstrap.swap_gb: "),
+    ("replicas of the tunnel", {"expose": {"replicas": 0}}, "expose.replicas: "),
+    ("test file", {"storage": {"test_mb": 0}}, "storage.test_mb: "),
+    ("claim size", {"migrate": {"claim_gb": 0}}, "migrate.claim_gb: "),
     ("schema 0", {"schema": 0}, "schema: "),
 ]
 

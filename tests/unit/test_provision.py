@@ -496,6 +496,7 @@ def test_a_lost_answer_is_asked_again_with_the_same_token(ctx: FakeContext) -> N
     tokens = [token for _, token in ctx.oracle.launches]
     assert len(tokens) == 2
     assert tokens[0] == tokens[1]
+    assert ctx.clock.slept[0] == 2
     assert [v.name for v in ctx.oracle.vms] == ["arm-1"]
     assert made["availability_domain"] == "AD-1"
 

@@ -35,10 +35,13 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.lang = ""
         self.captions = 0
+        self.open: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
+        if tag not in ("meta", "link", "img", "br", "hr"):
+            self.open.append(tag)
         self.tags.append(tag)
         self.captions += tag == "caption"
         self.lang = given.get("lang") or self.lang
@@ -47,8 +50,12 @@ class Page(HTMLParser):
         for key in ("src", "srcset", "poster", "data", "action"):
             if given.get(key):
                 self.loads.append(str(given[key]))
+        assert not any('"' in key or "<" in key for key in given), f"a broken tag: {tag} {attrs}"
         if given.get("href"):
             (self.links if tag == "a" else self.loads).append(str(given["href"]))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
 
 
 def cell(source: str, state: str = "done", outputs: list[Any] | None = None, tag: str = "") -> Any:
@@ -191,6 +198,7 @@ def test_pages_are_well_made(folder: Path, single: bool) -> None:
     for text in found:
         page = Page(text)
         assert page.lang == "en"
+        assert page.open == [], "every element is closed, in order"
         assert page.tags.count("h1") == 1
         assert page.tags.count("main") == 1
         assert page.captions == page.tags.count("table")

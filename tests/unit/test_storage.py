@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeContext, FakeHosts, FakeKube, FakeOracle, make_params, vm
+from fakes import FakeContext, FakeHosts, FakeKube, FakeOracle, PodKube, digest_lines, make_params, vm
 from ruamel.yaml import YAML
 
 from hybridlab.models import NodeWish
@@ -16,7 +17,7 @@ from hybridlab.stages import storage
 from hybridlab.stages.objects import Differences, ref
 from hybridlab.stages.storage import HostSeen, Seen
 from hybridlab.stages.storage.engines import jiva_problem, verdicts, wanted_objects
-from hybridlab.stages.storage.moving import moving_inputs
+from hybridlab.stages.storage.moving import claim, moving_inputs
 
 READY = HostSeen("2.1.9-3ubuntu5", "active", True, True)
 NODES = ("arm-1", "arm-2", "amd-1")
@@ -313,3 +314,82 @@ def test_verify_waits_for_the_engines_workloads(tmp_path: Path, bad: dict[str, A
 
     with pytest.raises(DeadlineExceeded, match=bad["metadata"]["name"]):
         verified(tmp_path, bad)
+
+
+# -- a volume that moves -----------------------------------------------------------------------------------------------
+class Volumes(PodKube):
+    """One claim's content; a pod lands on the first node that is not cordoned."""
+
+    def __init__(self, *, flip: bool = False, stuck: bool = False) -> None:
+        super().__init__(self.run)
+        self.flip, self.stuck, self.content, self.cordons = flip, stuck, "", 0
+        for name in NODES:
+            self.put({"kind": "Node", "metadata": {"name": name, "annotations": {}}, "spec": {}})
+        self.where = self.place
+
+    def place(self, pod: dict[str, Any]) -> str:
+        free = [n for n in NODES if not self.objects["Node", "", n]["spec"].get("unschedulable")]
+        self.cordons = max(self.cordons, len(NODES) - len(free))
+        return NODES[0] if self.stuck else free[0]
+
+    def run(self, pod: str, argv: tuple[str, ...], stdin: bytes) -> str:
+        if argv[0] == "write":
+            self.content = " ".join(argv)
+            return ""
+        return digest_lines({"proof.bin": self.content + ("x" if self.flip and pod == "reader" else "")})
+
+
+def test_the_claim_is_of_the_chosen_class() -> None:
+    spec = claim("ns", "c", "mine", 3)["spec"]
+    assert spec == {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "mine",
+        "resources": {"requests": {"storage": "3Gi"}},
+    }
+
+
+def moved(tmp_path: Path, kube: Volumes, *, moves: bool = True) -> tuple[dict[str, Any], FakeContext]:
+    ctx = FakeContext(tmp_path, kube=kube)
+    step = Step("test-volume", "test-volume", "", "", "create", {"megabytes": 8, "moves": moves})
+    data = dict(storage.ACTIONS["test-volume"](ctx, step))
+    assert {kind for kind, _, _ in kube.objects} == {"Node"}  # claim, pods and namespace are gone
+    for name in NODES:
+        left = kube.objects["Node", "", name]
+        assert (left["spec"], left["metadata"]["annotations"]) == ({}, {})
+    evidence = ctx.evidence.load(storage.EVIDENCE)
+    assert evidence is not None
+    assert dict(evidence.data) == data
+    return data, ctx
+
+
+def test_the_same_bytes_on_another_node(tmp_path: Path) -> None:
+    kube = Volumes()
+    data, ctx = moved(tmp_path, kube)
+    assert (data["same"], data["first"], data["second"], data["bytes"]) == (True, "arm-1", "arm-2", 8 * 2**20)
+    assert data["summary"] == "8 MiB written on arm-1, read on arm-2: the same bytes"
+    assert kube.content == f"write /data/proof.bin --size {8 * 2**20} --seed 1"
+    ctx.clock.time = time.time()
+    assert storage.look(ctx).evidence
+
+
+def test_other_bytes_or_the_same_node_are_no_proof(tmp_path: Path) -> None:
+    assert moved(tmp_path / "a", Volumes(flip=True))[0]["same"] is False
+    assert moved(tmp_path / "b", Volumes(stuck=True))[0]["same"] is False
+
+
+def test_an_engine_whose_volumes_stay_cordons_nothing(tmp_path: Path) -> None:
+    kube = Volumes()
+    assert moved(tmp_path, kube, moves=False)[0]["same"] is True
+    assert kube.cordons == 0
+
+
+def test_a_cordon_of_a_test_that_was_killed_is_undone_a_persons_is_not(tmp_path: Path) -> None:
+    kube = Volumes()
+    ours, persons = kube.objects["Node", "", "amd-1"], kube.objects["Node", "", "arm-1"]
+    ours["spec"]["unschedulable"] = persons["spec"]["unschedulable"] = True
+    ours["metadata"]["annotations"]["hybridlab.io/cordoned-by-test"] = "true"
+    ctx = FakeContext(tmp_path, kube=kube)
+    step = Step("test-volume", "test-volume", "", "", "create", {"megabytes": 1, "moves": True})
+    assert storage.ACTIONS["test-volume"](ctx, step)["first"] == "arm-2"
+    assert ours["spec"] == {}
+    assert persons["spec"] == {"unschedulable": True}
