@@ -71,7 +71,11 @@ def show_plans(plans: Sequence[dict[str, Any]], console: Console) -> None:
             if finding["next_move"]:
                 line.append(f" Next: {finding['next_move']}", style="dim")
             console.print(line)
-    waiting = [plan for plan in plans if plan["steps"]]
+    refused = [plan for plan in plans if any(f["level"] == "refusal" for f in plan["findings"])]
+    if refused:
+        numbers = ", ".join(plan["runbook"][:3] for plan in refused)
+        console.print(f"{numbers} can't be applied until what is refused is changed", highlight=False, soft_wrap=True)
+    waiting = [plan for plan in plans if plan["steps"] and plan not in refused]
     if waiting:
         hashes = " ".join(f"--approve {plan['hash']}" for plan in waiting)
         numbers = " ".join(plan["runbook"][:3] for plan in waiting)

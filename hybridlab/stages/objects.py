@@ -79,10 +79,6 @@ def masked(obj: Obj) -> dict[str, Json]:
     return copied
 
 
-def _short_hash(value: str) -> str:
-    return "sha256:" + hashlib.sha256(value.encode()).hexdigest()[:12]
-
-
 def apply_object(ctx: Context, step: Step) -> Mapping[str, Json]:
     """Server-side apply of the step's object. Secrets need an action of their own, which knows the values."""
     made = ctx.kube.apply(step.args["object"])

@@ -282,14 +282,20 @@ def verified(tmp_path: Path, **spoil: Any) -> list[str]:
         meta = {"name": name, "namespace": "velero"}
         return {"kind": kind, "metadata": meta, "spec": {}, "status": {"phase": phase}}
 
-    claim = {"kind": "PersistentVolumeClaim", "metadata": {"name": "data", "namespace": "services"}, "spec": {}}
+    def claim(name: str) -> dict[str, Any]:
+        return {"kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": "services"}, "spec": {}}
+
+    mounts = {"volumes": [{"persistentVolumeClaim": {"claimName": "data"}}], "nodeName": "arm-1"}
+    pod = {"kind": "Pod", "metadata": {"name": "web", "namespace": "services"}, "spec": mounts}
     saved = volume("data")
     saved["metadata"]["labels"] = {"velero.io/backup-name": spoil.get("of", "b1")}
     kube = FakeKube(
         obj("BackupStorageLocation", "default", spoil.get("location", "Available")),
         obj("Schedule", "hybridlab-daily", spoil.get("schedule", "Enabled")),
         obj("Backup", "b1", spoil.get("phase", "Completed")),
-        claim,
+        claim("data"),
+        claim("mounted-by-nobody"),
+        pod,
         saved,
     )
     ctx = FakeContext(tmp_path, kube=kube)

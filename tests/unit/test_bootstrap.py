@@ -340,6 +340,7 @@ def test_kubeconfig_is_renamed_pointed_and_kept_to_oneself(tmp_path: Path) -> No
         "server": "https://198.51.100.2:6443",
         "certificate-authority-data": "Q0E=",
     }
+    assert data["users"] == [{"name": "homelab", "user": raw["users"][0]["user"]}]
     assert data["contexts"] == [{"name": "homelab", "context": {"cluster": "homelab", "user": "homelab"}}]
     key = ctx.secrets.get("kube_client_key")
     assert key is not None

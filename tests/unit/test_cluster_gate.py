@@ -392,6 +392,7 @@ def test_overrides_flat_dotted_and_from_the_environment(root: Path, monkeypatch:
     cluster = open_cluster("params/byo.yaml", stage="storage", replicas=1, engine=None, approve="all")
     assert (cluster.params.storage.replicas, cluster.params.storage.engine) == (1, "jiva")
     assert cluster.approvals == ["all"]
+    assert open_cluster("params/byo.yaml", cluster="other").params.cluster == "other"
     monkeypatch.setenv("HYBRIDLAB_SET", "storage.replicas=5\nnodes.b.memory_gb=3")
     dotted: dict[str, Any] = {"storage.replicas": 1, "expose.method": "none"}
     cluster = open_cluster("params/byo.yaml", **dotted)

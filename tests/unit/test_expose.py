@@ -32,6 +32,7 @@ def test_from_nothing_the_token_comes_between_namespace_and_deployment() -> None
         ("apply:Deployment/cloudflared/cloudflared", "create"),
     ]
     assert made.steps[1].args == {"sha256": "hash"}
+    assert all(s.action in expose.ACTIONS for s in made.steps)
     assert made.steps[1].why == "the cluster has none yet"
     assert made.findings == ()
 

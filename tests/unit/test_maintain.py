@@ -51,6 +51,7 @@ def test_steps(action: str, seen: Seen, steps: list[str]) -> None:
     assert [s.id for s in made.steps] == steps
     assert all(s.args == {"node": "amd-1"} for s in made.steps)
     assert all(s.action in maintain.ACTIONS for s in made.steps)
+    assert {s.id: s.undo for s in made.steps if s.undo} == ({"cordon": "uncordon"} if "cordon" in steps else {})
     effects = {"cordon": "change", "uncordon": "change", "drain": "change"}
     assert all(s.effect == effects.get(s.id, "delete") for s in made.steps)
 

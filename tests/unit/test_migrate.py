@@ -157,6 +157,10 @@ def test_a_placement_gives_the_reason() -> None:
     made = plan(FRESH)
     reasons = {s.target: s.why for s in made.steps}
     assert reasons[workload_of("web")] == MOVE.manifests.placements["web"].reason
+    others = [s for s in made.steps if s.action == "apply" and not s.target.startswith(("Deployment", "StatefulSet"))]
+    assert others
+    assert all(s.why and s.why != MOVE.manifests.placements["web"].reason for s in others)
+    assert reasons["Namespace/services"]
 
 
 def test_secrets_are_not_in_the_plan_and_have_an_action_of_their_own() -> None:
@@ -332,7 +336,7 @@ def test_a_source_that_changed_during_the_copy_is_copied_again(tmp_path: Path) -
 
 def test_a_source_that_keeps_changing_is_refused_and_not_marked(tmp_path: Path) -> None:
     kube = Claim()
-    with pytest.raises(Refused, match="demo_site keeps changing while it is copied .*: a: different"):
+    with pytest.raises(Refused, match=r"demo_site keeps changing while it is copied .*: a: different"):
         copied(tmp_path, kube, A, B, A, B, A, B)
     assert kube.rounds == 3
     assert kube.mark == ""
@@ -340,7 +344,7 @@ def test_a_source_that_keeps_changing_is_refused_and_not_marked(tmp_path: Path) 
 
 def test_a_claim_that_does_not_hold_the_source_is_refused_and_not_marked(tmp_path: Path) -> None:
     kube = Claim(spoil=True)
-    with pytest.raises(Refused, match="does not hold what the source holds .*: spoilt: extra"):
+    with pytest.raises(Refused, match=r"does not hold what the source holds .*: spoilt: extra"):
         copied(tmp_path, kube, A)
     assert kube.mark == ""
 

@@ -184,6 +184,15 @@ def test_a_charts_failure_is_told_in_helms_own_words(tmp_path: Path) -> None:
             "status": {"containerStatuses": [{"state": {}, "lastState": terminated}]},
         }
     )
+    other = {"state": {"terminated": {"message": "another chart's words"}}}
+    kube.put(
+        {
+            "kind": "Pod",
+            "metadata": {"name": "z-other", "namespace": "kube-system", "labels": {"job-name": "helm-install-x"}},
+            "spec": {},
+            "status": {"containerStatuses": [other]},
+        }
+    )
     with pytest.raises(Refused) as caught:
         apply_chart(FakeContext(tmp_path, kube=kube), STEP)
     assert caught.value.why == "Error: chart not found"

@@ -105,6 +105,8 @@ def test_other_tests_do_not_steer() -> None:
 
 
 def test_one_architecture_compares_nothing() -> None:
+    only_amd = {"arch": {"a": "amd64"}, "rounds": {"a": rounds(1, 1, 1)}}
+    assert compare(only_amd) == ()
     data = {"arch": {"arm-1": "arm64"}, "rounds": {"arm-1": rounds(1, 1, 1)}}
     assert compare(data) == ()
     assert weights(data)[0] is None

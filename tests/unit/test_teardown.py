@@ -82,6 +82,12 @@ def test_a_guest_that_is_gone_keeps_nothing() -> None:
     assert "delete:vcn:homelab" in ids(Seen((replace(GUEST, state="TERMINATED"),), network()))
 
 
+def test_a_vm_in_a_subnet_of_its_own_is_no_guest() -> None:
+    theirs = resource("subnet", id="theirs", tags={})
+    seen = Seen((replace(GUEST, subnet_id="theirs"),), (*network(), theirs))
+    assert "delete:vcn:homelab" in ids(seen)
+
+
 def test_a_vm_elsewhere_is_only_told() -> None:
     made = plan(Seen((*VMS, replace(GUEST, subnet_id="elsewhere")), network()))
     assert "delete:vcn:homelab" in [s.id for s in made.steps]

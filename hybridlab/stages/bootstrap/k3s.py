@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -209,8 +209,3 @@ def save_kubeconfig(ctx: Context, server: NodeHost, dialled: tuple[str, int]) ->
     write_atomic(path, out.getvalue().encode(), mode=0o600)
     ctx.refresh()
     return path
-
-
-def not_ready(names: Sequence[str], nodes: Sequence[object]) -> tuple[str, ...]:
-    ready = {getattr(n, "name", "") for n in nodes if getattr(n, "ready", False)}
-    return tuple(n for n in names if n not in ready)

@@ -251,8 +251,13 @@ class Repository:
         opened = _Opener(self.store.open(self.path(snapshot)), self.key, snapshot.encode())
         try:
             with tarfile.open(fileobj=opened, mode="r|", bufsize=FRAME) as archive:
+                # Python 3.11.2 (Debian 12) has no extraction filters, 3.14 refuses links out of the tree by default
+                archive.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)
                 for info in archive:
-                    archive.extract(info, str(folder), filter=_keep)
+                    _check_inside(info, str(folder))
+                    archive.extract(info, str(folder), set_attrs=False)
+                    if info.isreg():
+                        os.utime(os.path.join(folder, info.name), (info.mtime, info.mtime))  # noqa: PTH118
                     owners[os.path.normpath(info.name)] = [info.uid, info.gid, info.mode]
                     done += info.size if info.isreg() else 0
                     progress(done)
@@ -263,12 +268,11 @@ class Repository:
         return done
 
 
-def _keep(info: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-    """Everything as it was, unless it would leave the folder; owners and modes are kept beside it."""
+def _check_inside(info: tarfile.TarInfo, folder: str) -> None:
+    """Nothing may leave the folder. Owners and modes are kept beside it, so they are not set."""
     target = os.path.normpath(os.path.join(folder, info.name))  # noqa: PTH118  names may not be UTF-8
     if target != folder.rstrip("/") and not target.startswith(folder.rstrip("/") + "/"):
         raise StoreError(f"snapshot has a path outside its volume: {info.name!r}")
-    return info.replace(uid=None, gid=None, uname=None, gname=None, mode=None, deep=False)  # type: ignore[arg-type]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
