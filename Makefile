@@ -31,6 +31,7 @@ doctor: $(VENV)/.run
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/live  # a run of its own: both test folders have a conftest.py
 	$(BIN)/lint-imports
 	$(BIN)/nbstripout --verify --keep-id runbooks/*.ipynb
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ NAME = "drill"
 NEEDS = ("backup",)
 EVIDENCE = "restore-drill"
 VELERO = "velero"
+MODIFIER = "hybridlab-drill"
+SLEEPER = "docker.io/library/busybox:1.37"
 RESTORE_DEADLINE_S = 3600.0
 DONE_PHASES = ("Completed", "PartiallyFailed", "Failed", "FailedValidation")
 RESTORED = ("configmaps", "persistentvolumeclaims", "persistentvolumes", "pods", "secrets", "serviceaccounts")
@@ -82,12 +85,14 @@ def _rehearse(ctx: Context, step: Step) -> Mapping[str, Json]:
     remove_namespace(ctx, scratch)
     ctx.kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": scratch, "labels": dict(MANAGED)}})
     ctx.kube.apply(_silence(scratch))
+    ctx.kube.apply(_still(evidence.data.get("pods", {}), [ctx.params.migrate.namespace, scratch]))
     restore = f"drill-{datetime.now(UTC):%Y%m%d%H%M%S}"
     try:
         _restore(ctx, restore, backup, scratch)
         restored = digest_claims(ctx, claims_in(ctx.kube, scratch))
     finally:
         ctx.kube.delete("velero.io/v1", "Restore", restore, VELERO)
+        ctx.kube.delete("v1", "ConfigMap", MODIFIER, VELERO)
         remove_namespace(ctx, scratch)
     rows = judge(evidence.data["claims"], restored)
     data = {"backup": backup, "claims": rows, "same": all(not r["differences"] for r in rows.values())}
@@ -115,6 +120,45 @@ def _silence(namespace: str) -> dict[str, Json]:
     }
 
 
+def _still(pods: Mapping[str, list[str]], namespaces: list[str]) -> dict[str, Json]:
+    """Velero's resource modifiers: every restored container sleeps instead of being itself.
+
+    A database that started would change its files before they are compared, and a second set of services would work
+    on the same outside world. Init containers stay: through one of them Velero fills the volumes.
+    """
+    rules = []
+    for pod, containers in pods.items():
+        asleep = [
+            {
+                "name": name,
+                "image": SLEEPER,
+                "command": ["sleep", "86400"],
+                "args": None,
+                "livenessProbe": None,
+                "readinessProbe": None,
+                "startupProbe": None,
+                "lifecycle": None,
+            }
+            for name in containers
+        ]
+        rules.append(
+            {
+                "conditions": {
+                    "groupResource": "pods",
+                    "resourceNameRegex": f"^{re.escape(pod)}$",
+                    "namespaces": namespaces,
+                },
+                "strategicPatches": [{"patchData": json.dumps({"spec": {"containers": asleep}})}],
+            }
+        )
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": MODIFIER, "namespace": VELERO, "labels": dict(MANAGED)},
+        "data": {"rules.yaml": json.dumps({"version": "v1", "resourceModifierRules": rules}, indent=1)},
+    }
+
+
 def _restore(ctx: Context, name: str, backup: str, scratch: str) -> None:
     ctx.kube.apply(
         {
@@ -127,6 +171,7 @@ def _restore(ctx: Context, name: str, backup: str, scratch: str) -> None:
                 "includedResources": list(RESTORED),
                 "namespaceMapping": {ctx.params.migrate.namespace: scratch},
                 "restorePVs": True,
+                "resourceModifier": {"kind": "configmap", "name": MODIFIER},
             },
         }
     )

@@ -174,7 +174,10 @@ def test_image_is_pulled_once_a_node(tmp_path: Path) -> None:
 def test_pod_that_fits_nowhere_says_why_and_goes_when_it_can(tmp_path: Path) -> None:
     async def body(lab: ControllersLab) -> None:
         lab.store.patch("nodes", "arm-1", None, "", lambda n: n["spec"].update(unschedulable=True))
-        wants = {"resources": {"requests": {"memory": "8Gi"}}, "nodeSelector": {"kubernetes.io/arch": "arm64"}}
+        wants: dict[str, Any] = {
+            "resources": {"requests": {"memory": "8Gi"}},
+            "nodeSelector": {"kubernetes.io/arch": "arm64"},
+        }
         lab.store.create(pod("big", **wants))
         await lab.until(lambda: lab.events("FailedScheduling"), "event")
         scheduled = lab.condition(lab.pod("big"), "PodScheduled")

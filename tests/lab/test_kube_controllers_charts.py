@@ -132,7 +132,7 @@ def test_unknown_chart_fails_after_its_retries_and_says_why(tmp_path: Path) -> N
             for pod in lab.pods("kube-system", **{"job-name": "helm-install-jvia"}):
                 last = pod["status"].get("containerStatuses", [{}])[0].get("lastState", {}).get("terminated", {})
                 seen.add(last.get("message", ""))
-            return lab.condition(helm_chart(lab, "jvia"), "Failed")["status"] == "True"
+            return bool(lab.condition(helm_chart(lab, "jvia"), "Failed")["status"] == "True")
 
         await lab.until(failed, "failed")
         assert f'Error: chart "jvia" version "3.6.0" not found in {JIVA_REPO} repository' in seen

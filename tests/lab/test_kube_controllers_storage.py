@@ -162,7 +162,7 @@ def test_statefulset_is_made_in_order_with_claims_that_outlive_it(tmp_path: Path
         def ready() -> bool:
             seen.append(names(lab.pods(app="db")))
             found = lab.store.must_get("statefulsets", "db", "default", "apps")
-            return found.get("status", {}).get("readyReplicas") == 2
+            return bool(found.get("status", {}).get("readyReplicas") == 2)
 
         await lab.until(ready, "two ready")
         assert ["db-0"] in seen

@@ -211,6 +211,46 @@ def test_one_flipped_byte_makes_the_restore_fail_and_say_so(tmp_path: Path) -> N
     run_velero(body, tmp_path)
 
 
+def test_a_resource_modifier_changes_what_restored_pods_run(tmp_path: Path) -> None:
+    async def body(lab: ControllersLab, s3: S3Part) -> None:
+        folder = await shop(lab)
+        (folder / "file").write_bytes(b"kept")
+        lab.store.create(request("Backup", "b1", includedNamespaces=["shop"]))
+        assert (await finished(lab, "backups", "b1"))["phase"] == "Completed"
+        name = lab.store.get("pods", "db-0", "shop")["spec"]["containers"][0]["name"]
+        asleep = {"spec": {"containers": [{"name": name, "image": "busybox:1.37", "command": ["sleep", "86400"]}]}}
+        rules = [
+            {
+                "conditions": {"groupResource": "pods", "resourceNameRegex": "^db-0$", "namespaces": ["shop"]},
+                "strategicPatches": [{"patchData": json.dumps(asleep)}],
+            },
+            {
+                "conditions": {"groupResource": "pods", "resourceNameRegex": "^other$"},
+                "patches": [{"operation": "add", "path": "/spec/containers/0/image", "value": "nobody:1"}],
+            },
+        ]
+        text = json.dumps({"version": "v1", "resourceModifierRules": rules})
+        meta = {"name": "still", "namespace": "velero"}
+        lab.store.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"rules.yaml": text}})
+        wanted = {"backupName": "b1", "namespaceMapping": {"shop": "drill"}, "includedResources": ["pods", "pvc"]}
+        still = {"kind": "configmap", "name": "still"}
+        lab.store.create(request("Restore", "r1", **wanted, resourceModifier=still))
+        status = await finished(lab, "restores", "r1")
+        assert status["phase"] == "Completed", status
+        spec = lab.store.get("pods", "db-0", "drill")["spec"]
+        assert [(c["image"], c["command"]) for c in spec["containers"]] == [("busybox:1.37", ["sleep", "86400"])]
+        assert spec["initContainers"][0]["name"] == "restore-wait"
+        assert lab.store.get("pods", "db-0", "shop")["spec"]["containers"][0]["image"] != "busybox:1.37"
+
+        missing = {"kind": "configmap", "name": "nobody"}
+        lab.store.create(request("Restore", "r2", **wanted, resourceModifier=missing))
+        status = await finished(lab, "restores", "r2")
+        assert status["phase"] == "FailedValidation"
+        assert "failed to get resource modifiers configmap velero/nobody" in status["validationErrors"][0]
+
+    run_velero(body, tmp_path)
+
+
 def _flip(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[min(at, len(data) - 1)] ^= 1

@@ -171,6 +171,7 @@ class Velero(PodKube):
         self.files, self.phase = files, phase
         self.restore: dict[str, Any] = {}
         self.policies: list[dict[str, Any]] = []
+        self.rules: list[dict[str, Any]] = []
 
     def digest(self, pod: str, argv: tuple[str, ...], stdin: bytes) -> str:
         assert argv == ("digest", "/data")
@@ -185,6 +186,8 @@ class Velero(PodKube):
             assert self.policies, "silence comes before the restored pods"
             assert ("Namespace", "", "restore-drill") in self.objects
             self.restore = made["spec"]
+            rules = self.objects["ConfigMap", "velero", made["spec"]["resourceModifier"]["name"]]["data"]
+            self.rules = json.loads(next(iter(rules.values())))["resourceModifierRules"]
             made["status"] = {"phase": self.phase, "failureReason": "corrupt"}
             for name in self.files:
                 meta = {"name": name, "namespace": "restore-drill"}
@@ -196,7 +199,8 @@ def rehearse(tmp_path: Path, kube: Velero, entries: dict[str, str] | None = None
     ctx = FakeContext(tmp_path, kube=kube)
     held = parse_digest(digest_lines(entries or FILES)).json()
     backed_up = {"data": {"before": held, "after": held}}
-    ctx.evidence.save("backup", {"name": "backup-1", "claims": backed_up}, inputs={})
+    pods = {"db-0": ["db", "side"]}
+    ctx.evidence.save("backup", {"name": "backup-1", "claims": backed_up, "pods": pods}, inputs={})
     step = drill.plan(ctx.params, drill.look(ctx), {}).steps[0]
     return ctx, lambda: drill.ACTIONS["rehearse"](ctx, step)
 
@@ -211,6 +215,11 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert kube.restore["includedNamespaces"] == ["services"]
     assert kube.restore["namespaceMapping"] == {"services": "restore-drill"}
     assert kube.policies[0]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    (rule,) = kube.rules
+    assert rule["conditions"]["resourceNameRegex"] == "^db\\-0$"
+    assert rule["conditions"]["namespaces"] == ["services", "restore-drill"]
+    asleep = json.loads(rule["strategicPatches"][0]["patchData"])["spec"]["containers"]
+    assert [(c["name"], c["command"]) for c in asleep] == [("db", ["sleep", "86400"]), ("side", ["sleep", "86400"])]
     assert kube.objects == {}  # nothing of it is left, nor of the drill before
     evidence = ctx.evidence.load(drill.EVIDENCE)
     assert evidence is not None

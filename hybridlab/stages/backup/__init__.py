@@ -265,10 +265,18 @@ def _back_up(ctx: Context, step: Step) -> Mapping[str, Json]:
     data = {
         "name": name,
         "claims": {c: {"before": before[c].json(), "after": after[c].json()} for c in after},
+        "pods": _pods(ctx.kube, params.migrate.namespace),
         "coverage": [c.__dict__ for c in coverage(claims, _volume_backups(ctx.kube, name))],
     }
     ctx.evidence.save(EVIDENCE, data, inputs=backup_inputs(params, claims))
     return {"name": name, "claims": len(claims)}
+
+
+def _pods(kube: Kube, namespace: str) -> dict[str, list[str]]:
+    """The pods in the backup with their containers: a restore drill replaces what these run."""
+    return {
+        p["metadata"]["name"]: [c["name"] for c in p["spec"]["containers"]] for p in kube.list("v1", "Pod", namespace)
+    }
 
 
 def _running_backup(ctx: Context) -> str:

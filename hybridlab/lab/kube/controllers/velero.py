@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from hybridlab.lab.kube.controllers import cron
 from hybridlab.lab.kube.controllers.kubelet import Kubelets
 from hybridlab.lab.kube.controllers.objects import (
+    CONFIG_MAP,
     POD,
     Kind,
     Obj,
@@ -26,6 +27,7 @@ from hybridlab.lab.kube.controllers.objects import (
 from hybridlab.lab.kube.controllers.podworker import Program
 from hybridlab.lab.kube.controllers.velero_backup import BackupRun, forget, record
 from hybridlab.lab.kube.controllers.velero_locations import Locations
+from hybridlab.lab.kube.controllers.velero_modifiers import BadModifiers, Rule, read_rules
 from hybridlab.lab.kube.controllers.velero_objects import (
     BACKUP,
     BACKUP_LABEL,
@@ -358,15 +360,32 @@ class Velero(Controller):
         if status_of(backup).get("phase") not in DONE:
             phase = status_of(backup).get("phase") or "New"
             return None, [f"backup {name} is not in a restorable phase: {phase}"]
+        try:
+            self._modifiers(server, restore)
+        except BadModifiers as error:
+            return None, [str(error)]
         included = set(spec.get("includedNamespaces") or [])
         both = included & set(spec.get("excludedNamespaces") or [])
         return backup, [_BOTH_LISTS + n for n in sorted(both)]
+
+    def _modifiers(self, server: Server, restore: Obj) -> tuple[Rule, ...]:
+        """The restore's resource modifiers, if any. Raises BadModifiers."""
+        named = spec_of(restore).get("resourceModifier")
+        if not named:
+            return ()
+        if str(named.get("kind", "")).lower() != "configmap":
+            raise BadModifiers(f"invalid resource modifier kind {named.get('kind')}")
+        found = self.context.get(CONFIG_MAP, named["name"], server.namespace)
+        if found is None:
+            raise BadModifiers(f"failed to get resource modifiers configmap {server.namespace}/{named['name']}")
+        return read_rules(found)
 
     async def _bring_back(self, server: Server, restore: Obj, backup: Obj) -> None:
         self._set(RESTORE, restore, phase="InProgress", startTimestamp=timestamp(self.context.now()))
         try:
             store = self._store(server, str(spec_of(backup)["storageLocation"]))
-            run = RestoreRun(self.context, server, self._kubelets.mounts, store, restore, backup)
+            rules = self._modifiers(server, restore)
+            run = RestoreRun(self.context, server, self._kubelets.mounts, store, restore, backup, rules)
             outcome = await run.run()
             progress = {"totalItems": outcome.items, "itemsRestored": outcome.items}
             results = {"errors": {"velero": outcome.errors}, "warnings": {"velero": outcome.warnings}}
@@ -378,7 +397,7 @@ class Velero(Controller):
             if outcome.errors:
                 final["failureReason"] = "; ".join(outcome.errors)[:1024]
             self._set(RESTORE, restore, **final)
-        except (StoreError, ApiError) as error:
+        except (StoreError, ApiError, BadModifiers) as error:
             ended = timestamp(self.context.now())
             self._set(RESTORE, restore, phase="Failed", failureReason=str(error), completionTimestamp=ended)
 

@@ -31,6 +31,7 @@ from hybridlab.lab.kube.controllers.objects import (
     uid_of,
 )
 from hybridlab.lab.kube.controllers.velero_backup import Item, Outcome
+from hybridlab.lab.kube.controllers.velero_modifiers import Rule, modified
 from hybridlab.lab.kube.controllers.velero_objects import (
     BACKUP_LABEL,
     RESTORE_LABEL,
@@ -85,8 +86,16 @@ class RestoreRun:
     """One restore being made."""
 
     def __init__(
-        self, context: Context, server: Server, mounts: Mounts, store: ObjectStore, restore: Obj, backup: Obj
+        self,
+        context: Context,
+        server: Server,
+        mounts: Mounts,
+        store: ObjectStore,
+        restore: Obj,
+        backup: Obj,
+        rules: Sequence[Rule] = (),
     ) -> None:
+        self._rules = rules
         self._context = context
         self._server = server
         self._mounts = mounts
@@ -206,6 +215,7 @@ class RestoreRun:
             volumes = [v["name"] for v in spec_of(source).get("volumes") or [] if (*key, v["name"]) in snapshots]
             if volumes:
                 self._add_wait(obj, volumes)
+        obj = modified(self._rules, qualified, source, obj)
         if item.resource.namespaced:
             self._namespace(namespace_of(obj), None)
         made = self._context.create(obj)
