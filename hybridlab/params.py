@@ -11,162 +11,34 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
 from hybridlab.errors import ParamsError, SchemaTooNew
-from hybridlab.models import Arch, Json, NodeWish, Role
+from hybridlab.models import Json, NodeWish
+from hybridlab.sections import (
+    DNS_LABEL,
+    Backup,
+    Benchmark,
+    Bootstrap,
+    CutOver,
+    Drill,
+    Expose,
+    Layout,
+    Maintain,
+    Migrate,
+    Node,
+    OracleAccount,
+    Provision,
+    Section,
+    Storage,
+)
 
 SCHEMA = 1
-DNS_LABEL = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
-
-
-def _cidr(value: str) -> str:
-    return str(ipaddress.ip_network(value))
-
-
-def _cidr_or_auto(value: str) -> str:
-    return value if value == "auto" else _cidr(value)
-
-
-Cidr = Annotated[str, AfterValidator(_cidr)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Node(Section):
-    name: str = Field(pattern=DNS_LABEL, description="Host name and Kubernetes node name")
-    role: Role = Field("agent", description="server (control plane) or agent")
-    arch: Arch = Field(description="arm64 (VM.Standard.A1.Flex) or amd64 (VM.Standard.E2.1.Micro)")
-    ocpus: float = Field(1, gt=0, le=80, description="OCPUs; a micro is 1/8 and is given as 1 or 0.125")
-    memory_gb: float = Field(6, gt=0, le=512, description="Memory in GiB")
-    boot_volume_gb: int = Field(50, ge=50, le=32768, description="Boot volume in GB, 50 at least")
-    address: str | None = Field(None, description="byo: address or host name to reach the host by SSH")
-
-
-class Layout(Section):
-    """010: what is wanted against what is allowed."""
-
-    allowance: str = Field("since-2026-06", description="Dated free allowance to plan against")
-    allow_cost: bool = Field(False, description="Go on although the layout is over the free allowance")
-    compare_usd_per_node: float = Field(12.0, ge=0, description="Monthly price of a node elsewhere, for comparison")
-
-
-class OracleAccount(Section):
-    """Where the Oracle account's configuration lies."""
-
-    config_file: str | None = Field(None, description="OCI config file; ~/.oci/config, or the lab's own")
-    profile: str = Field("DEFAULT", description="Profile in the OCI config file")
-    compartment: str | None = Field(None, description="Compartment OCID; the tenancy's root when empty")
-
-
-class Provision(Section):
-    """020: network and VMs in Oracle Cloud."""
-
-    vcn_cidr: Cidr = Field("10.0.0.0/16", description="Address range of the VCN")
-    subnet_cidr: Cidr = Field("10.0.0.0/24", description="Address range of the subnet inside it")
-    operator_cidr: Annotated[str, AfterValidator(_cidr_or_auto)] = Field(
-        "auto", description="Who may reach SSH and the API: a CIDR, or auto for this machine's public address"
-    )
-    image_os: str = Field("Canonical Ubuntu", description="Operating system of the images")
-    image_version: str = Field("24.04", description="Its version")
-    capacity_deadline_s: float = Field(900, ge=0, description="How long to hunt for capacity, in seconds")
-    capacity_pause_s: float = Field(30, gt=0, description="First pause between two rounds of the hunt, in seconds")
-    degrade: bool = Field(False, description="Accept 1 OCPU and 6 GB where the wanted A1 size has no capacity")
-
-
-class Bootstrap(Section):
-    """030: firewall and K3s on the hosts."""
-
-    ssh_user: str = Field("ubuntu", description="User to log in as; needs sudo without a password")
-    k3s_version: str | None = Field(None, description="K3s version, e.g. v1.34.2+k3s1; the source's own when empty")
-    k3s_source: str | None = Field(None, description="Release URL, mirror URL or folder; the lab's own, or GitHub")
-    traefik: bool = Field(False, description="Let K3s install Traefik")
-    flannel_backend: Literal["vxlan", "wireguard-native"] = Field("vxlan", description="Overlay network")
-    secrets_encryption: bool = Field(True, description="Encrypt Secrets in the datastore")
-    swap_gb: int = Field(2, ge=0, le=8, description="Swap file for nodes under 2 GB of memory; 0 for none")
-    taint_small: bool = Field(True, description="Taint nodes under 2 GB: only what must run there does")
-    labels: dict[str, str] = Field(default_factory=dict, description="Labels for every node")
-
-
-class Benchmark(Section):
-    """040: ARM against AMD, measured."""
-
-    rounds: int = Field(3, ge=1, le=50, description="Interleaved rounds")
-    seconds: float = Field(0.5, gt=0, le=30, description="Seconds per test and round")
-    max_age_h: float = Field(720, gt=0, description="Measure again when the evidence is older, in hours")
-
-
-class Storage(Section):
-    """050: storage for claims."""
-
-    engine: Literal["jiva", "longhorn", "cstor", "localpv", "local-path"] = Field("jiva", description="Storage engine")
-    replicas: int = Field(3, ge=1, le=5, description="Copies of each volume (Jiva: 3, or 1 without protection)")
-    storage_class: str = Field("hybridlab", pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", description="StorageClass")
-    test_mb: int = Field(8, ge=1, le=1024, description="Size of the test file, in MiB")
-
-
-class Expose(Section):
-    """060: how services are reached."""
-
-    method: Literal["cloudflare", "traefik", "none"] = Field("cloudflare", description="Way in")
-    replicas: int = Field(2, ge=1, le=10, description="cloudflared pods")
-    token_env: str = Field("CLOUDFLARE_TUNNEL_TOKEN", description="Environment variable holding the tunnel token")
-    token_file: str | None = Field(None, description="File holding the tunnel token")
-    image: str = Field("docker.io/cloudflare/cloudflared:2025.10.1", description="Image of cloudflared")
-
-
-class DockerHost(Section):
-    address: str = Field(description="Address of the Docker host")
-    user: str = Field("ubuntu", description="SSH user, allowed to use docker and sudo")
-    key_file: str | None = Field(None, description="SSH key; the lab's own, or ssh-agent and ~/.ssh")
-
-
-class Migrate(Section):
-    """070: services from Docker Compose."""
-
-    compose: str | None = Field(None, description="Compose file, relative to this params file")
-    env_file: str | None = Field(None, description="Env file for its variables, relative to this params file")
-    project: str | None = Field(None, description="Compose project name on the Docker host; from the file when empty")
-    namespace: str = Field("services", pattern=DNS_LABEL, description="Namespace for the services")
-    prefer: Arch = Field("arm64", description="Preferred architecture for multi-arch images")
-    claim_gb: int = Field(1, ge=1, le=200, description="Size of each claim, in GiB")
-    services: list[str] | None = Field(None, description="Only these services; all when empty")
-    docker_host: DockerHost | None = Field(None, description="Where the services run today; no data copy when empty")
-    strict: bool = Field(False, description="Fail when an image or a key could not be carried over")
-
-
-class Backup(Section):
-    """080: Velero to S3."""
-
-    endpoint: str | None = Field(None, description="S3 endpoint URL; the lab's own when empty")
-    region: str = Field("us-east-1", description="S3 region")
-    bucket: str = Field("hybridlab-backup", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", description="Bucket")
-    credentials_file: str | None = Field(None, description="AWS credentials file; AWS_* environment when empty")
-    uploader: Literal["kopia", "restic"] = Field("kopia", description="restic only up to Velero 1.16")
-    schedule: str = Field("0 3 * * *", description="Cron schedule of the daily backup")
-    ttl_h: int = Field(720, ge=1, description="Keep backups for this many hours")
-    max_age_h: float = Field(24, gt=0, description="Back up again when the newest backup is older, in hours")
-
-
-class Drill(Section):
-    """090: the backup proved by restoring it."""
-
-    namespace: str = Field("restore-drill", pattern=DNS_LABEL, description="Scratch namespace")
-    max_age_h: float = Field(168, gt=0, description="Drill again when the evidence is older, in hours")
-
-
-class Maintain(Section):
-    """910: one node out, and one back."""
-
-    node: str | None = Field(None, description="Worker to replace; the last agent when empty")
-    action: Literal["replace", "cordon", "uncordon", "remove"] = Field("replace", description="What to do with it")
 
 
 class Params(Section):
@@ -186,6 +58,7 @@ class Params(Section):
     storage: Storage = Field(default_factory=Storage)
     expose: Expose = Field(default_factory=Expose)
     migrate: Migrate = Field(default_factory=Migrate)
+    cut_over: CutOver = Field(default_factory=CutOver)
     backup: Backup = Field(default_factory=Backup)
     drill: Drill = Field(default_factory=Drill)
     maintain: Maintain = Field(default_factory=Maintain)
@@ -215,6 +88,11 @@ class Params(Section):
     @property
     def wishes(self) -> tuple[NodeWish, ...]:
         return tuple(NodeWish(**n.model_dump()) for n in self.nodes)
+
+    @property
+    def backs_up(self) -> bool:
+        """Whether there is anywhere to back up to: the lab has a target of its own."""
+        return self.site == "lab" or self.backup.endpoint is not None
 
     @property
     def server(self) -> NodeWish:

@@ -78,6 +78,9 @@ class Oracle(Protocol):
     def terminate(self, instance_id: str) -> None:
         """Terminate a VM with its boot volume; returns at once."""
 
+    def tag_boot_volume(self, volume_id: str, tags: Mapping[str, str]) -> None:
+        """Add freeform tags to a boot volume: it does not get its VM's."""
+
     def delete(self, resource: CloudResource) -> None:
         """Delete a network resource or boot volume. Conflict while something still uses it."""
 

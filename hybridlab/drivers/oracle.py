@@ -197,6 +197,22 @@ class OracleDriver(Reads):
         )
         log.info("terminating VM %s with its boot volume", instance_id)
 
+    def tag_boot_volume(self, volume_id: str, tags: Mapping[str, str]) -> None:
+        """Add freeform tags to a boot volume, keeping those it has. Conflict if it changed meanwhile."""
+        from oci.core import models as m
+
+        found = self._caller.read(self._storage.get_boot_volume, volume_id, what="read a boot volume", about=volume_id)
+        kept = dict(found.data.freeform_tags or {})
+        self._caller.once(
+            self._storage.update_boot_volume,
+            volume_id,
+            m.UpdateBootVolumeDetails(freeform_tags={**kept, **tags}),
+            if_match=found.headers.get("etag"),
+            what="tag a boot volume",
+            about=volume_id,
+        )
+        log.info("tagged boot volume %s", volume_id)
+
     # -- taking away -----------------------------------------------------------------------------------------------
     def delete(self, resource: CloudResource) -> None:
         """Delete a network resource or boot volume; an internet gateway is taken out of its VCN's routes first.

@@ -21,6 +21,7 @@ from rich.console import Console
 from hybridlab.cluster import lab_directory, new_run_id
 from hybridlab.errors import BadInput, HybridlabError
 from hybridlab.ledger import Ledger, locked, now_iso
+from hybridlab.params import Params
 from hybridlab.runner.outcome import (
     Problem,
     RunbookResult,
@@ -114,7 +115,7 @@ def run_batch(
             runbooks=tuple(book.waiting() for book in books),
         )
         ends = time.monotonic() + deadline_s if deadline_s is not None else None
-        batch = _Batch(books, record, folder, root, path, console or Console(stderr=True), ends, cell_timeout_s)
+        batch = _Batch(books, record, folder, root, path, params, console or Console(stderr=True), ends, cell_timeout_s)
         return batch.run(errors or Console(stderr=True))
 
 
@@ -128,6 +129,7 @@ class _Batch:
         folder: Path,
         root: Path,
         params_file: Path,
+        params: Params,
         console: Console,
         ends: float | None,
         cell_timeout_s: float | None,
@@ -137,6 +139,7 @@ class _Batch:
         self._folder = folder
         self._root = root
         self._params_file = params_file
+        self._params = params
         self._console = console
         self._ends = ends
         self._cell_timeout_s = cell_timeout_s
@@ -157,7 +160,8 @@ class _Batch:
         except OSError as error:
             problem = Problem("OSError", f"the run's record can't be written: {error.strerror}", str(self._folder))
         record = concluded(self._record, problem, self._ledger)
-        record = replace(record, seconds=round(time.monotonic() - began, 3), picture=self._picture())
+        record = replace(record, seconds=round(time.monotonic() - began, 3))
+        record = replace(record, picture=self._picture(), bill=self._bill(ask=record.state != "interrupted"))
         report = self._views(record)
         leaks = self._redactor.leaks(self._folder)
         if leaks:
@@ -279,6 +283,11 @@ class _Batch:
         from hybridlab.runner.picture import take_picture
 
         return take_picture(self._root, self._record.cluster)
+
+    def _bill(self, *, ask: bool) -> Mapping[str, Any]:
+        from hybridlab.runner.bill import take_bill
+
+        return take_bill(self._root, self._params, self._params_file, ask=ask)
 
     def _views(self, record: RunRecord) -> Path | None:
         """junit.xml, the step summary and the report: made from the record, so a failure here can't change it."""

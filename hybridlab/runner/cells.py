@@ -24,6 +24,7 @@ MARKER = "papermill-error-cell-tag"
 IMAGES = ("image/svg+xml", "image/png", "image/jpeg")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 LONG_LINES = 40
+LONG_TABLE = 24
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _output(output: Any, label: str, figures: _Figures) -> Markup:
     if PLOTLY in data:
         return figures.place(data[PLOTLY], label)
     if "text/html" in data:
-        return Markup(f'<div class="html">{safe_html(_joined(data["text/html"]), label=label)}</div>')
+        return _html(_joined(data["text/html"]), label)
     for mime in IMAGES:
         if mime in data:
             return _image(mime, _joined(data[mime]), output.metadata.get(mime, {}).get("alt") or label)
@@ -138,6 +139,17 @@ def _output(output: Any, label: str, figures: _Figures) -> Markup:
 
 def _joined(value: Any) -> str:
     return "".join(value) if isinstance(value, list) else str(value)
+
+
+def _html(text: str, label: str) -> Markup:
+    """Safe HTML; a long table is folded under its caption, which says how long it is."""
+    block = f'<div class="html">{safe_html(text, label=label)}</div>'
+    rows = len(re.findall(r"<tr\b", text)) - 1
+    if rows <= LONG_TABLE:
+        return Markup(block)
+    caption = re.search(r"<caption\b[^>]*>(.*?)</caption>", text, re.DOTALL)
+    name = html.unescape(re.sub(r"<[^>]+>", "", caption[1])) if caption else label or "table"
+    return Markup(f'<details class="more"><summary>{html.escape(name)}, {rows} rows</summary>{block}</details>')
 
 
 def _image(mime: str, data: str, alt: str) -> Markup:
@@ -154,11 +166,11 @@ def _text(text: str, css: str, label: str) -> Markup:
     if not plain:
         return Markup("")
     name = html.escape(f"output: {label}" if label else "output", quote=True)
-    block = f'<pre class="text {css}" tabindex="0" role="region" aria-label="{name}">{plain}</pre>'
+    block = f'<pre class="text {css}" tabindex="0" role="group" aria-label="{name}">{plain}</pre>'
     lines = plain.count("\n") + 1
     if css == "stderr" or lines > LONG_LINES:
-        what = "progress" if css == "stderr" else "output"
-        return Markup(f'<details class="more"><summary>{what}, {lines} lines</summary>{block}</details>')
+        what, log = ("progress", " log") if css == "stderr" else ("output", "")
+        return Markup(f'<details class="more{log}"><summary>{what}, {lines} lines</summary>{block}</details>')
     return Markup(block)
 
 
@@ -169,6 +181,6 @@ def _error(output: Any) -> Markup:
     next_move = f'<p class="next"><b>Next:</b> {html.escape(move)}</p>' if move else ""
     return Markup(
         f'<div class="error" role="note"><p><b>{html.escape(output.ename)}</b> {html.escape(what)}</p>{next_move}'
-        f'<details class="more"><summary>traceback</summary><pre class="text" tabindex="0" role="region"'
+        f'<details class="more log"><summary>traceback</summary><pre class="text" tabindex="0" role="group"'
         f' aria-label="traceback">{trace}</pre></details></div>'
     )

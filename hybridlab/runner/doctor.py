@@ -116,7 +116,11 @@ def _site(params: Params, base: Path, root: Path) -> Iterator[Item]:
     if params.expose.method == "cloudflare":
         token = _try("tunnel token", site.tunnel_token, f"set {params.expose.token_env}, or expose.token_file")
         yield token
-    yield _try("s3", site.s3_settings, "give backup.endpoint, and credentials in AWS_* or backup.credentials_file")
+    if params.backs_up:
+        yield _try("s3", site.s3_settings, "give credentials in AWS_* or backup.credentials_file")
+    else:
+        hint = "give backup.endpoint and credentials; without them nothing is backed up"
+        yield Item("s3", False, "backup.endpoint is empty", hint, False)
 
 
 def _oci_config(params: Params, base: Path) -> Item:

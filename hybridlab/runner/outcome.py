@@ -96,6 +96,7 @@ class RunRecord:
     strict_findings: tuple[str, ...] = ()
     runbooks: tuple[RunbookResult, ...] = ()
     picture: Mapping[str, Json] = field(default_factory=dict)
+    bill: Mapping[str, Json] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def with_runbook(self, index: int, result: RunbookResult) -> RunRecord:

@@ -42,6 +42,7 @@ def plan_stages(cluster: Cluster, name: str) -> list[dict[str, Any]]:
                 "runbook": STAGES[word],
                 "cluster": cluster.params.cluster,
                 "site": cluster.params.site,
+                "params_file": str(cluster.params_file),
                 "hash": stage.hash,
                 "steps": [asdict(step) for step in plan.steps],
                 "findings": [asdict(finding) for finding in plan.findings],
@@ -79,4 +80,5 @@ def show_plans(plans: Sequence[dict[str, Any]], console: Console) -> None:
     if waiting:
         hashes = " ".join(f"--approve {plan['hash']}" for plan in waiting)
         numbers = " ".join(plan["runbook"][:3] for plan in waiting)
-        console.print(f"to apply: hybridlab run {numbers} {hashes}", style="dim", highlight=False, soft_wrap=True)
+        words = f"to apply: hybridlab run {numbers} --params {waiting[0]['params_file']} {hashes}"
+        console.print(words, style="dim", markup=False, highlight=False, soft_wrap=True)

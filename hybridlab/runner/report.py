@@ -25,12 +25,14 @@ from hybridlab.ledger import Ledger, Row, now_iso, write_atomic
 from hybridlab.models import Json
 from hybridlab.params import Params, fields_of
 from hybridlab.runner.cells import NotebookView, view_notebook
+from hybridlab.runner.evidence import evidence_rows
 from hybridlab.runner.outcome import RunbookResult, RunRecord, load_record
 from hybridlab.runner.redact import Redactor
 from hybridlab.runner.summary import last_checks, plan_counts
 
 ASSETS = ("style.css", "figures.js")
 EFFECTS = ("create", "change", "delete")
+LEVELS = ("refusal", "warning", "note")
 
 
 @dataclass(frozen=True)
@@ -223,12 +225,16 @@ def _context(record: RunRecord, books: Sequence[BookView], state: Path, alive: b
         "bad": next((b for b in books if b.state not in ("done", "not run", "running")), None),
         "totals": {e: sum((b.plan or {}).get(e, 0) for b in books) for e in EFFECTS},
         "steps_done": sum(b.done for b in books),
+        "steps_all": sum(len(b.steps) for b in books),
         "checks": checks,
         "failed_checks": [(b, c) for b in books for c in b.checks if not c["ok"]],
-        "findings": [pair for b in books for pair in b.finding_pairs],
+        "findings": sorted(
+            (pair for b in books for pair in b.finding_pairs), key=lambda pair: LEVELS.index(pair[1]["level"])
+        ),
         "params": _param_rows(record.params),
         "nodes": record.params.get("nodes", []),
-        "evidence": _evidence(state / "evidence"),
+        "bill": record.bill,
+        "evidence": evidence_rows(state / "evidence", record, books),
         "written": now_iso(),
         "figures": any(b.notebook and b.notebook.figures for b in books),
         "single": False,
@@ -245,7 +251,11 @@ def _param_rows(params: Mapping[str, Json]) -> list[dict[str, Json]]:
         if info.path in ("nodes", "schema"):
             continue
         own = value not in (None, info.default, "")
-        rows.append({"path": info.path, "value": _plain(value), "own": own, "help": info.description})
+        kind = " | ".join(info.choices) or info.type
+        rows.append(
+            {"path": info.path, "value": _plain(value), "default": _plain(info.default), "kind": kind, "own": own,
+             "help": info.description}
+        )  # fmt: skip
     return rows
 
 
@@ -255,20 +265,6 @@ def _plain(value: Json) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else f"{value}"
-
-
-def _evidence(folder: Path) -> list[dict[str, Json]]:
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            age = (datetime.now(UTC) - datetime.fromisoformat(data["made"])).total_seconds()
-        except (OSError, ValueError, KeyError):
-            continue
-        found.append(
-            {"kind": data.get("kind", path.stem), "made": data["made"], "run": data.get("run", ""), "age": age}
-        )
-    return found
 
 
 # -- templates ---------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ class _Safe(HTMLParser):
             self._tables += 1
             if self._tables == 1:
                 name = html.escape(self._label or "table", quote=True)
-                self.out.append(f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">')
+                self.out.append(f'<div class="scroll" tabindex="0" role="group" aria-label="{name}">')
             self._caption_due = bool(self._label)
         self._style = tag == "style"
         self.out.append(f"<{RENAMED.get(tag, tag)}{''.join(_attribute(tag, k, v) for k, v in attrs)}>")

@@ -18,11 +18,10 @@ from rich.text import Text
 from hybridlab.cluster import Cluster
 from hybridlab.errors import BadInput, HybridlabError
 from hybridlab.ledger import EvidenceStore
-from hybridlab.models import NodeWish
-from hybridlab.ports import TAG
+from hybridlab.runner.bill import machine, usage
 from hybridlab.runner.outcome import load_record
 from hybridlab.runner.report import is_alive, span
-from hybridlab.stages.layout import allowance_named, compare
+from hybridlab.stages.layout import allowance_named
 
 
 def look(cluster: Cluster) -> dict[str, Any]:
@@ -69,35 +68,12 @@ def _machines(cluster: Cluster, problems: list[str]) -> tuple[list[dict[str, Any
         return [], []
     try:
         found = cluster.oracle.instances()
-        disks = [r for r in cluster.oracle.resources() if r.kind == "boot-volume"]
-        allowance = allowance_named(cluster.params.layout.allowance)
+        money = usage(found, cluster.oracle.resources(), allowance_named(cluster.params.layout.allowance))
     except HybridlabError as error:
         problems.append(str(error))
         return [], []
-    mine = [i for i in found if i.tags.get(TAG) == cluster.params.cluster]
-    rows = [
-        {
-            "name": i.name,
-            "state": i.state,
-            "shape": i.shape,
-            "ocpus": i.ocpus,
-            "memory_gb": i.memory_gb,
-            "public_ip": i.public_ip,
-            "private_ip": i.private_ip,
-        }
-        for i in mine
-    ]
-    # the allowance is the tenancy's: machines that aren't ours count as well
-    wishes = tuple(NodeWish(i.name, "agent", i.arch, i.ocpus, i.memory_gb, i.boot_volume_gb or 50) for i in found)
-    money = [
-        {"resource": line.resource, "used": line.wanted, "free": line.allowed, "costs": not line.ok}
-        for line in (compare(wishes, allowance) if wishes else ())
-    ]
-    loose = [d for d in disks if not d.detail.get("attached", True)]
-    if loose:
-        size = sum(float(d.detail.get("size_gb", 0)) for d in loose)
-        money.append({"resource": "unattached boot volumes, GB", "used": size, "free": 0, "costs": False})
-    return rows, money
+    rows = [machine(vm, cluster.params.cluster) for vm in found]
+    return [row for row in rows if row["ours"]], money if found else []
 
 
 def _last_run(root: Path, cluster: str) -> dict[str, Any] | None:

@@ -55,6 +55,9 @@ def look(ctx: Context) -> Seen:
 def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
     """One step, the drill, unless the same backup was proved lately."""
     findings = []
+    if not params.backs_up:
+        note = Finding("note", "backup.endpoint", "there is no S3 target, and so no backup to rehearse")
+        return Plan(NAME, (), {"proved": False}, (note,))
     backup = seen.backup or unknown("the backup that 080 makes")
     if seen.usable:
         findings.append(Finding("note", "evidence", f"backup {seen.backup} was restored and compared: {seen.why}"))
@@ -249,6 +252,8 @@ ACTIONS: Mapping[str, Action] = {"rehearse": _rehearse}
 
 def verify(ctx: Context) -> tuple[Check, ...]:
     """The evidence is of the newest backup, every claim came back the same, and no scratch is left."""
+    if not ctx.params.backs_up:
+        return ()
     evidence, seen = ctx.evidence.load(EVIDENCE), look(ctx)
     checks = [Check("scratch removed", not seen.leftover, f"namespace {ctx.params.drill.namespace}")]
     if evidence is None:

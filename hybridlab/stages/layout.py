@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from itertools import combinations_with_replacement
 
 from hybridlab.errors import ParamsError
-from hybridlab.models import Check, Finding, Limit, NodeWish
+from hybridlab.models import Check, CloudInstance, Finding, Limit, NodeWish
 from hybridlab.params import Params
 from hybridlab.plan import Plan
 from hybridlab.ports import TAG, Context
 from hybridlab.stages.base import Action, Upstream
+from hybridlab.stages.nodes import instances_by_node
 
 NAME = "layout"
 NEEDS: tuple[str, ...] = ()
@@ -76,6 +77,7 @@ class Seen:
     allowances: tuple[Allowance, ...]
     live: Mapping[str, float]  # resource → limit less what foreign machines use; empty where it could not be asked
     shapes: Mapping[str, tuple[str, ...]]  # shape → availability domains; empty where not asked
+    foreign: Mapping[str, float] = field(default_factory=dict)  # resource → what machines that aren't ours use
 
 
 @cache
@@ -108,9 +110,12 @@ def allowance_named(name: str) -> Allowance:
 
 
 def compare(
-    wishes: tuple[NodeWish, ...], allowance: Allowance, live: Mapping[str, float] | None = None
+    wishes: tuple[NodeWish, ...],
+    allowance: Allowance,
+    live: Mapping[str, float] | None = None,
+    foreign: Mapping[str, float] | None = None,
 ) -> tuple[Line, ...]:
-    """What the nodes want against min(allowance, live limits), resource by resource."""
+    """What the nodes want against min(allowance less what ``foreign`` machines use, live limits), by resource."""
     arm = [w for w in wishes if w.arch == "arm64"]
     wanted_allowed: tuple[tuple[str, float, float], ...] = (
         ("A1 OCPUs", sum(w.ocpus for w in arm), allowance.a1_ocpus),
@@ -123,6 +128,9 @@ def compare(
     for resource, wanted, allowed in wanted_allowed:
         limit = (live or {}).get(resource)
         bound = f"allowance {allowance.name}"
+        others = (foreign or {}).get(resource, 0)
+        if others:
+            allowed, bound = max(0, allowed - others), f"{bound} (less {others:g} that other machines use)"
         if limit is not None and limit < allowed:
             allowed, bound = limit, "the account's live limit"
         lines.append(Line(resource, wanted, allowed, bound))
@@ -153,24 +161,32 @@ def layouts_that_fit(allowance: Allowance) -> tuple[Layout, ...]:
 
 
 def look(ctx: Context) -> Seen:
-    """Read the allowances, and ask the account for its limits and shapes."""
+    """Read the allowances, and ask the account for its limits and shapes while a wanted VM is still missing."""
     if ctx.params.site == "byo":
         return Seen(allowances(), {}, {})
+    vms = ctx.oracle.instances()
+    if {w.name for w in ctx.params.wishes} <= set(instances_by_node(vms, ctx.params.cluster)):
+        return Seen(allowances(), {}, {})  # nothing is to be launched: limits and shapes would be asked for nothing
     shapes: dict[str, list[str]] = {}
     for shape in ctx.oracle.shapes():
         shapes.setdefault(shape.name, []).append(shape.availability_domain)
+    ours, foreign = used(vms, ctx.params.cluster)
+    live = live_bounds(ctx.oracle.limits(), ours)
+    return Seen(allowances(), live, {k: tuple(v) for k, v in shapes.items()}, foreign)
+
+
+def used(vms: tuple[CloudInstance, ...], cluster: str) -> tuple[dict[str, float], dict[str, float]]:
+    """What this cluster's machines use of each resource, and what others in the compartment do."""
     ours: dict[str, float] = {}
-    for vm in ctx.oracle.instances():
-        if vm.tags.get(TAG) == ctx.params.cluster:
-            for resource, amount in _uses(vm.arch, vm.ocpus, vm.memory_gb).items():
-                ours[resource] = ours.get(resource, 0) + amount
-    return Seen(allowances(), live_bounds(ctx.oracle.limits(), ours), {k: tuple(v) for k, v in shapes.items()})
-
-
-def _uses(arch: str, ocpus: float, memory_gb: float) -> dict[str, float]:
-    if arch == "arm64":
-        return {"A1 OCPUs": ocpus, "A1 memory GB": memory_gb}
-    return {"AMD micros": 1}
+    foreign: dict[str, float] = {}
+    for vm in vms:
+        if vm.state in ("TERMINATING", "TERMINATED"):
+            continue
+        sums = ours if vm.tags.get(TAG) == cluster else foreign
+        mine = {"A1 OCPUs": vm.ocpus, "A1 memory GB": vm.memory_gb} if vm.arch == "arm64" else {"AMD micros": 1.0}
+        for resource, amount in {**mine, "volumes": 1.0, "volumes GB": float(vm.boot_volume_gb or 0)}.items():
+            sums[resource] = sums.get(resource, 0) + amount
+    return ours, foreign
 
 
 LIMIT_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -224,7 +240,7 @@ def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
 def _fit_findings(params: Params, seen: Seen) -> list[Finding]:
     findings = []
     chosen = allowance_named(params.layout.allowance)
-    for line in compare(params.wishes, chosen, seen.live):
+    for line in compare(params.wishes, chosen, seen.live, seen.foreign):
         if line.ok:
             continue
         cost_only = params.layout.allow_cost and line.limited_by.startswith("allowance")
@@ -278,7 +294,8 @@ def verify(ctx: Context) -> tuple[Check, ...]:
         return (Check("layout", True, f"{len(ctx.params.nodes)} hosts of your own"),)
     chosen = allowance_named(ctx.params.layout.allowance)
     checks = []
-    for line in compare(ctx.params.wishes, chosen, look(ctx).live):
+    seen = look(ctx)
+    for line in compare(ctx.params.wishes, chosen, seen.live, seen.foreign):
         paid = ctx.params.layout.allow_cost and line.limited_by.startswith("allowance")
         evidence = f"{line.wanted:g} wanted, {line.allowed:g} allowed by {line.limited_by}, {line.left:g} left"
         checks.append(Check(line.resource, line.ok or paid, evidence))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -37,6 +38,8 @@ def _layout(seen: layout.Seen) -> list[View]:
     views: list[View] = [Table("Dated free allowances", columns, rows)]
     if seen.live:
         views.append(Table("What the account's own limits leave", ("resource", "limit"), list(seen.live.items())))
+    else:
+        views.append(Line(Mark(NOTE, "limits"), "not asked: no wanted VM is missing, or the hosts are your own"))
     return views
 
 
@@ -160,7 +163,7 @@ def _migrate(seen: Any) -> list[View]:
     for service, info, placement in migrate.images_table(seen.move):
         archs = ", ".join(sorted(info.architectures)) if info and info.known else "unknown"
         image = seen.move.manifests.images.get(service, "")
-        rows.append((service, image, archs, Mark(signs[placement.kind], placement.kind), placement.reason))
+        rows.append((service, image, archs, Mark(signs[placement.kind], placement.kind), _reason(placement.reason)))
     claims = [
         (c.name, c.kind, c.source, ", ".join(c.services), seen.copied.get(c.name, "")[:12] or "not yet")
         for c in seen.move.manifests.claims
@@ -170,6 +173,11 @@ def _migrate(seen: Any) -> list[View]:
         Table("Data to move", ("claim", "kind", "source", "services", "copied"), claims),
         view_fidelity(seen.move),
     ]
+
+
+def _reason(text: str) -> str:
+    """A placement's reason without its first words, which repeat the column of architectures."""
+    return re.sub(r"^image has [a-z0-9, ]+: ", "", text)
 
 
 def view_fidelity(move: Any) -> Table:

@@ -21,6 +21,9 @@ _COLOURS = {
 }
 
 
+_NAMES = {"create": GOOD, "change": WARN, "delete": BAD, "none": NOTE}
+
+
 @dataclass(frozen=True)
 class Mark:
     """A coloured sign with its word: never colour alone."""
@@ -33,7 +36,10 @@ class Mark:
 
     def html(self) -> str:
         colour = _COLOURS.get(self.kind, "#57606a")
-        return f'<span style="color:{colour};white-space:nowrap;font-weight:600">{html.escape(str(self))}</span>'
+        # a page may give the colour for its background; --hl-… is what hybridlab's report sets
+        name = f"--hl-{_NAMES.get(self.kind, self.kind)}"
+        style = f"color:var({name},{colour});white-space:nowrap;font-weight:600"
+        return f'<span style="{style}">{html.escape(str(self))}</span>'
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,7 @@ class Table:
     rows: Sequence[Sequence[Any]]
 
     def _repr_html_(self) -> str:
-        head = "".join(
-            f'<th scope="col" style="text-align:{_align(self.rows, i)}">{html.escape(c)}</th>'
-            for i, c in enumerate(self.columns)
-        )
+        head = "".join(_head(c, _align(self.rows, i)) for i, c in enumerate(self.columns))
         body = "".join("<tr>" + "".join(_cell(c) for c in row) + "</tr>" for row in self.rows)
         if not self.rows:
             body = f'<tr><td colspan="{len(self.columns)}">nothing</td></tr>'
@@ -64,6 +67,12 @@ class Table:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
         ]
         return "\n".join([self.caption, *(f"  {line}" for line in lines)])
+
+
+def _head(name: str, align: str) -> str:
+    if not name:
+        return "<td></td>"  # an empty heading says nothing to a screen reader
+    return f'<th scope="col" style="text-align:{align}">{html.escape(name)}</th>'
 
 
 def _align(rows: Sequence[Sequence[Any]], column: int) -> str:

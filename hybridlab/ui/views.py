@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from hybridlab.ui.seen import view_seen
 from hybridlab.ui.tables import BAD, GOOD, NOTE, WARN, Line, Mark, Table
 
 View = Table | Line
+LONG_WHY = 100
 _LEVELS = {"note": NOTE, "warning": WARN, "refusal": BAD}
 OUTCOME_COLUMNS = ("outcome", "on", "action", "seconds")
 _EVENTS = {"done": GOOD, "failed": BAD, "unknown": WARN}
@@ -46,7 +48,7 @@ def view_plan(plan: Plan) -> list[View]:
     if plan.findings:
         views.append(view_findings(plan.findings))
     if plan.steps:
-        rows = [(Mark(s.effect, s.effect), s.target, _verb(s.action, s.effect), s.why) for s in plan.steps]
+        rows = [(Mark(s.effect, s.effect), s.target, _verb(s.action, s.effect), _brief(s.why)) for s in plan.steps]
         views.append(Table(f"Plan: {_steps(len(rows))}", ("effect", "on", "action", "why"), rows))
     else:
         views.append(Line(Mark(GOOD, "no change"), "what is there is what is wanted"))
@@ -80,6 +82,11 @@ def outcome_row(outcome: StepOutcome) -> tuple[Mark, str, str, float]:
 
 def _steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
+
+
+def _brief(why: str) -> str:
+    """A reason without what it puts in brackets: the tables above the plan have the figures."""
+    return re.sub(r"\s*\((?:[^()]|\([^()]*\))*\)", "", why) if len(why) > LONG_WHY else why
 
 
 def _verb(action: str, effect: str) -> str:

@@ -217,7 +217,7 @@ def test_a_resource_modifier_changes_what_restored_pods_run(tmp_path: Path) -> N
         (folder / "file").write_bytes(b"kept")
         lab.store.create(request("Backup", "b1", includedNamespaces=["shop"]))
         assert (await finished(lab, "backups", "b1"))["phase"] == "Completed"
-        name = lab.store.get("pods", "db-0", "shop")["spec"]["containers"][0]["name"]
+        name = lab.store.must_get("pods", "db-0", "shop")["spec"]["containers"][0]["name"]
         asleep = {"spec": {"containers": [{"name": name, "image": "busybox:1.37", "command": ["sleep", "86400"]}]}}
         rules = [
             {
@@ -237,10 +237,10 @@ def test_a_resource_modifier_changes_what_restored_pods_run(tmp_path: Path) -> N
         lab.store.create(request("Restore", "r1", **wanted, resourceModifier=still))
         status = await finished(lab, "restores", "r1")
         assert status["phase"] == "Completed", status
-        spec = lab.store.get("pods", "db-0", "drill")["spec"]
+        spec = lab.store.must_get("pods", "db-0", "drill")["spec"]
         assert [(c["image"], c["command"]) for c in spec["containers"]] == [("busybox:1.37", ["sleep", "86400"])]
         assert spec["initContainers"][0]["name"] == "restore-wait"
-        assert lab.store.get("pods", "db-0", "shop")["spec"]["containers"][0]["image"] != "busybox:1.37"
+        assert lab.store.must_get("pods", "db-0", "shop")["spec"]["containers"][0]["image"] != "busybox:1.37"
 
         missing = {"kind": "configmap", "name": "nobody"}
         lab.store.create(request("Restore", "r2", **wanted, resourceModifier=missing))

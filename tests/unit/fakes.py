@@ -236,6 +236,10 @@ class FakeOracle:
         self.calls.append(("terminate", instance_id))
         self.vms = [v for v in self.vms if v.id != instance_id]
 
+    def tag_boot_volume(self, volume_id: str, tags: Mapping[str, str]) -> None:
+        self.calls.append(("tag", volume_id))
+        self.things = [replace(t, tags={**t.tags, **tags}) if t.id == volume_id else t for t in self.things]
+
     def delete(self, thing: CloudResource) -> None:
         self.calls.append(("delete", thing.kind, thing.name))
         if self.refusals.get(thing.kind):

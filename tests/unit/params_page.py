@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from hybridlab.params import FieldInfo, Node, Params, fields_of
+from hybridlab.params import FieldInfo, Params, fields_of
+from hybridlab.sections import Node
 
 PAGE = Path(__file__).parents[2] / "docs" / "params.md"
 HEAD = """\

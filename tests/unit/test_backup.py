@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from hybridlab.errors import DeadlineExceeded, Refused
 from hybridlab.plan import Plan, Step
-from hybridlab.stages import backup
+from hybridlab.stages import backup, drill
 from hybridlab.stages.backup import Seen, backup_inputs, coverage, velero, wanted_objects
 from hybridlab.stages.claims import ClaimUse
 from hybridlab.stages.objects import Differences, ref
@@ -317,3 +317,18 @@ def verified(tmp_path: Path, **spoil: Any) -> list[str]:
 )
 def test_verify(tmp_path: Path, spoil: dict[str, Any], failed: list[str]) -> None:
     assert verified(tmp_path, **spoil) == failed
+
+
+def test_without_a_target_nothing_is_planned_and_it_is_said(tmp_path: Path) -> None:
+    hosts = [{**n, "address": f"192.0.2.{i}"} for i, n in enumerate(make_params().plain()["nodes"], 1)]
+    params = make_params(site="byo", nodes=hosts)
+    assert not params.backs_up
+    made = backup.plan(params, Seen(), {})
+    assert (made.steps, made.expected["bucket"]) == ((), "")
+    assert [(f.level, f.subject) for f in made.findings] == [("warning", "backup.endpoint")]
+    ctx = FakeContext(tmp_path, params=params)
+    assert (backup.look(ctx), backup.verify(ctx)) == (Seen(), ())
+    assert drill.plan(params, drill.look(ctx), {}).steps == ()
+    assert drill.verify(ctx) == ()
+    assert make_params({"backup.endpoint": "https://s3.example.org"}, site="byo", nodes=hosts).backs_up
+    assert make_params().backs_up  # the lab has its own

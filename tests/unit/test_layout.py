@@ -193,9 +193,19 @@ def test_look_and_verify_count_our_own_machines_as_ours(tmp_path: Path) -> None:
         vm("theirs", tags={"hybridlab": "other", "hybridlab-node": "theirs"}),
     ]
     ctx = FakeContext(tmp_path, oracle=oracle)
+    assert layout.look(ctx).live == {}  # every wanted VM is there: nothing to ask the account for
+    assert layout.look(ctx).shapes == {}
+    oracle.vms[0] = vm("arm-0", ocpus=2.0, memory_gb=12.0)  # ours still, and arm-1 is wanted
     state = layout.look(ctx)
     assert state.live == {"A1 OCPUs": 4, "A1 memory GB": 24, "AMD micros": 2}
     assert state.shapes == {A1: ("AD-1", "AD-2", "AD-3"), MICRO: ("AD-3",)}
+    assert state.foreign == {"A1 OCPUs": 2, "A1 memory GB": 12, "volumes": 2, "volumes GB": 100}
+    over = {c.name: c.evidence for c in layout.verify(ctx) if not c.ok}
+    assert set(over) == {"A1 OCPUs", "A1 memory GB", "volumes", "volumes GB"}
+    assert over["A1 OCPUs"].startswith("3 wanted, 2 allowed by allowance until-2026-06 (less 2 that other machines use)")
+    refusals = {f.subject for f in layout.plan(ctx.params, state, {}).refusals}
+    assert refusals == set(over)
+    oracle.vms = [v for v in oracle.vms if v.name not in ("guest", "theirs")]
     assert [c.ok for c in layout.verify(ctx)] == [True] * 5
     ctx.params = make_params({"layout.allowance": "since-2026-06"})
     assert {c.name for c in layout.verify(ctx) if not c.ok} == {"A1 OCPUs", "A1 memory GB"}

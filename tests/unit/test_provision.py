@@ -255,6 +255,20 @@ def test_a_vm_that_comes_is_left(state: str) -> None:
     assert ids(complete(instances=(VMS[0], replace(VMS[1], state=state), VMS[2]))) == []
 
 
+@pytest.mark.parametrize(
+    ("tags", "steps"),
+    [({"hybridlab": "homelab"}, []), ({}, ["tag-volume:arm-2"]), ({"hybridlab": "other"}, ["tag-volume:arm-2"])],
+)
+def test_a_boot_volume_carries_our_tag(tags: dict[str, str], steps: list[str]) -> None:
+    volume = resource("boot-volume", id=VMS[1].boot_volume_id, tags=tags, detail={"size_gb": 50, "attached": True})
+    assert ids(complete(resources=(*network(), volume))) == steps
+
+
+def test_a_launch_tags_the_boot_volume(ctx: FakeContext) -> None:
+    launch(ctx)
+    assert ("tag", "ocid1.bootvolume.oc1..arm-1") in ctx.oracle.calls
+
+
 def test_the_key_is_made_before_the_first_launch() -> None:
     assert ids(complete(ssh_key=False, instances=VMS[:2])) == ["make-ssh-key", "launch:amd-1"]
 

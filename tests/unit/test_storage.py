@@ -242,7 +242,7 @@ class Machine:
             case ("cat", path):
                 held = self.hosts.files.get((name, path))
                 return (0, held.decode()) if held else (1, "")
-            case (*_, "install", "-y", "-q", "open-iscsi"):
+            case (*_, "install", "-y", "-q", "-o", "DPkg::Lock::Timeout=300", "open-iscsi"):
                 self.package = "2.1.9-3"
             case ("systemctl", "enable", "--now", "iscsid"):
                 assert self.package, "no such unit"

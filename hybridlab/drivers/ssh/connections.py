@@ -20,6 +20,7 @@ from hybridlab.models import HostAddress
 Dial = Callable[[str, int], tuple[str, int]]
 
 SESSIONS = 8  # sshd's MaxSessions is 10 by default
+OPEN_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 LOST = "the connection broke while the command ran: whether it took effect is unknown"
 
 
@@ -97,15 +98,16 @@ class Connections:
                 "the host refused our key",
                 code="permission-denied",
                 where=where,
-                why=error.reason,
-                next_move=f"check that {host.user} is the right user and that our public key is in its authorized_keys",
+                why=error.reason + (f" (we offered {key.get_fingerprint()})" if key is not None else ""),
+                next_move=f"check that {host.user} is the right user and that our public key is in its "
+                "authorized_keys (bootstrap.ssh_user, nodes[].user, bootstrap.ssh_key_file)",
             ) from error
         except (OSError, asyncssh.Error) as error:
             raise Unreachable(
                 "no SSH connection",
                 where=where,
                 why=str(error) or type(error).__name__,
-                next_move="check that the machine is on and that port 22 is open from here",
+                next_move=f"check that the machine is on and that port {host.port} is open from here",
             ) from error
 
     # -- sudo ------------------------------------------------------------------------------------------------------
@@ -117,11 +119,25 @@ class Connections:
             async with link.sessions:
                 status, _, stderr = await self._exec(host, link.conn, "sudo -n true", b"", self.connect_timeout_s)
             link.needs_password = bool(status) and wants_password(stderr)
+            if link.needs_password:
+                await self._try_password(host, link)
         password = self.sudo_password(host) if link.needs_password and self.sudo_password is not None else None
         if password is None:
             return shlex.join(["sudo", "-n", *argv]), b""
         # -k: ask even when sudo remembers us, so that the password never ends up in the command's own input
         return shlex.join(["sudo", "-k", "-S", "-p", "", *argv]), password.encode() + b"\n"
+
+    async def _try_password(self, host: HostAddress, link: Link) -> None:
+        """Try the password once: every later command would be refused after seconds of PAM's delay."""
+        password = self.sudo_password(host) if self.sudo_password is not None else None
+        if password is None or link.conn is None:
+            return
+        first = password.encode() + b"\n"
+        async with link.sessions:
+            found = await self._exec(host, link.conn, "sudo -k -S -p '' true", first, self.connect_timeout_s)
+        if found[0]:
+            link.needs_password = None
+            checked_sudo(host, True, found)
 
     @asynccontextmanager
     async def session(
@@ -153,11 +169,10 @@ class Connections:
     ) -> tuple[int, bytes, bytes]:
         try:
             async with asyncio.timeout(timeout_s):
-                result = await conn.run(command, input=stdin, encoding=None, check=False)
+                process = await _open(host, conn, command, input=stdin)
+                result = await process.wait(check=False)
         except TimeoutError as error:
             raise _too_long(host, command, timeout_s) from error
-        except asyncssh.ChannelOpenError as error:
-            raise Unreachable("no session on the host", where=host.name, why=error.reason) from error
         except (OSError, asyncssh.Error) as error:
             raise Unreachable(LOST, where=f"{host.name}: {command}", why=str(error)) from error
         status = _status(host, command, result.exit_status, result.exit_signal)
@@ -177,7 +192,7 @@ class Connections:
         kept = bytearray()
         async with self.session(host, argv, sudo) as (conn, command, first):
             try:
-                async with asyncio.timeout(timeout_s), conn.create_process(command, encoding=None) as process:
+                async with asyncio.timeout(timeout_s), await _open(host, conn, command) as process:
                     await _together(
                         feed(process, first, stdin),
                         drain(process.stdout, stdout),
@@ -192,6 +207,23 @@ class Connections:
         return checked_sudo(host, sudo, (status, b"", bytes(kept)))[::2]
 
 
+async def _open(
+    host: HostAddress, conn: asyncssh.SSHClientConnection, command: str, **options: Any
+) -> asyncssh.SSHClientProcess[bytes]:
+    """Begin a command. sshd counts a session that has just ended for a moment more: one it refuses is asked for again.
+
+    Nothing ran where a session was refused, so that asking again is safe.
+    """
+    for pause_s in (*OPEN_PAUSES_S, 0.0):
+        try:
+            return await conn.create_process(command, encoding=None, **options)
+        except asyncssh.ChannelOpenError as error:
+            if not pause_s or conn.is_closed():
+                raise Unreachable("no session on the host", where=host.name, why=error.reason) from error
+            await asyncio.sleep(pause_s)
+    raise AssertionError("the last pause ends the loop")
+
+
 async def _together(*works: Any) -> None:
     """Run coroutines at once; the first exception cancels the others and is raised as it is."""
     tasks = [asyncio.ensure_future(work) for work in works]
@@ -203,8 +235,11 @@ async def _together(*works: Any) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+SUDO_SAYS_NO = ("is not in the sudoers file", "may not run sudo", "is not allowed to execute")
+
+
 def wants_password(stderr: bytes) -> bool:
-    return stderr.lstrip().startswith(b"sudo:") and b"password" in stderr
+    return any(line.startswith(b"sudo:") and b"password" in line for line in stderr.splitlines())
 
 
 def checked_sudo(host: HostAddress, sudo: bool, found: tuple[int, bytes, bytes]) -> tuple[int, bytes, bytes]:
@@ -215,7 +250,25 @@ def checked_sudo(host: HostAddress, sudo: bool, found: tuple[int, bytes, bytes])
             code="sudo-password",
             where=f"{host.user}@{host.address}",
             why=found[2].decode("utf-8", "replace").strip(),
-            next_move="give the sudo password by environment or file, or allow NOPASSWD for this user",
+            next_move="give it in the environment (HYBRIDLAB_SUDO_PASSWORD) or in a file (bootstrap.sudo_password_file), "
+        "or allow NOPASSWD for this user",
+        )
+    said = found[2].decode("utf-8", "replace").strip() if sudo and found[0] in (1, 127) else ""
+    if any(words in said for words in SUDO_SAYS_NO):
+        raise AuthFailed(
+            "sudo does not let this user be root",
+            code="sudo-refused",
+            where=f"{host.user}@{host.address}",
+            why=said,
+            next_move=f"add {host.user} to the group sudo, or log in as another user (bootstrap.ssh_user)",
+        )
+    if found[0] == 127 and said.endswith("sudo: command not found"):
+        raise AuthFailed(
+            "there is no sudo on the host",
+            code="sudo-missing",
+            where=f"{host.user}@{host.address}",
+            why=said,
+            next_move="install sudo on the host (apt-get install sudo)",
         )
     return found
 

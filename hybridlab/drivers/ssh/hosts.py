@@ -38,6 +38,7 @@ from hybridlab.wait import Clock, SystemClock, wait_until
 log = logging.getLogger(__name__)
 
 SCRATCH = ".hybridlab-"
+FREE_SPACE = "free space on the host (df -h; apt-get clean; journalctl --vacuum-size=100M), then run it again"
 STREAM_TIMEOUT_S = 6 * 3600.0
 
 
@@ -268,11 +269,11 @@ class SshHosts:
         except asyncssh.SFTPError as error:
             full = "space" in error.reason.lower() or error.code == asyncssh.FX_NO_SPACE_ON_FILESYSTEM
             raise (Conflict if full else Refused)(
-                "the host did not take the file",
+                "the host's disk is full" if full else "the host did not take the file",
                 code=str(error.code),
                 where=where,
                 why=error.reason,
-                next_move="free space on the host's disk" if full else "write it with sudo, or elsewhere",
+                next_move=FREE_SPACE if full else "write it with sudo, or elsewhere",
             ) from error
         except (OSError, asyncssh.Error) as error:
             raise Unreachable("the connection broke during an upload", where=where, why=str(error)) from error
@@ -297,11 +298,13 @@ def _sha256(data: bytes | Path) -> str:
 
 def _check(host: HostAddress, argv: Sequence[str], result: CommandResult) -> None:
     if result.exit_status:
+        full = "No space left on device" in result.stderr
         raise CommandFailed(
-            "the command failed",
+            "the host's disk is full" if full else "the command failed",
             exit_status=result.exit_status,
             stderr=result.stderr,
             where=f"{host.name}: {shlex.join(argv)}",
+            next_move=FREE_SPACE if full else "",
         )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import asyncssh
 
 from hybridlab.errors import BadInput
+from hybridlab.ledger import write_atomic
 from hybridlab.models import HostAddress
 
 log = logging.getLogger(__name__)
@@ -34,20 +37,28 @@ class KnownHosts:
         ]
 
     def add(self, address: str, port: int, key: asyncssh.SSHKey) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         line = f"{self.pattern(address, port)} ".encode() + key.export_public_key().strip() + b"\n"
-        with os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as file:
+        with self._alone(), os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as file:
             file.write(line)
 
     def forget(self, address: str, port: int) -> None:
         pattern = self.pattern(address, port)
-        lines = self._lines()
-        kept = [line for line in lines if line.partition(" ")[0] != pattern]
-        if kept != lines:
-            scratch = self.path.with_name(self.path.name + ".tmp")
-            scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            scratch.chmod(0o600)
-            scratch.replace(self.path)
+        with self._alone():
+            lines = self._lines()
+            kept = [line for line in lines if line.partition(" ")[0] != pattern]
+            if kept != lines:
+                write_atomic(self.path, "".join(line + "\n" for line in kept).encode(), mode=0o600)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One change at a time, among threads and processes: several machines are met, or forgotten, at once."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path.with_name(self.path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     def _lines(self) -> list[str]:
         if not self.path.exists():

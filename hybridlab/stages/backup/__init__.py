@@ -76,6 +76,8 @@ def backup_inputs(params: Params, claims: tuple[ClaimUse, ...]) -> dict[str, Jso
 def look(ctx: Context) -> Seen:
     """Look at the evidence, at Velero's objects, and at the claims that should be in a backup."""
     params, kube, now = ctx.params, ctx.kube_or_none, ctx.clock.now()
+    if not params.backs_up:
+        return Seen()
     settings = ctx.site.s3_settings()
     target, target_why = ctx.evidence.usable(
         TARGET_EVIDENCE, inputs=target_inputs(ctx), max_age_h=TARGET_MAX_AGE_H, now=now
@@ -115,6 +117,10 @@ def _look_credentials(ctx: Context, kube: Kube | None, settings: Mapping[str, st
 def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
     """Prove the target, install Velero with its own repository password, schedule, and back up now."""
     findings, steps = [], []
+    if not params.backs_up:
+        text = "there is no S3 target: nothing is backed up"
+        warning = Finding("warning", "backup.endpoint", text, "give the endpoint's URL and credentials in the params")
+        return Plan(NAME, (), {"namespace": params.migrate.namespace, "bucket": ""}, (warning,))
     if params.backup.uploader == "restic":
         findings.append(
             Finding(
@@ -331,6 +337,8 @@ def _claim_of(volume_backup: Mapping[str, Json]) -> str:
 
 def verify(ctx: Context) -> tuple[Check, ...]:
     """Location available, schedule enabled, backup completed, every claim covered."""
+    if not ctx.params.backs_up:
+        return ()
     location = ctx.kube.get("velero.io/v1", "BackupStorageLocation", velero.LOCATION, velero.NAMESPACE)
     phase = str((location or {}).get("status", {}).get("phase", "missing"))
     checks = [Check("backup location", phase == "Available", phase)]

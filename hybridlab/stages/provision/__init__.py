@@ -13,9 +13,11 @@ from hybridlab.ports import TAG, Context
 from hybridlab.stages.base import Action, Upstream
 from hybridlab.stages.nodes import NODE_TAG, instances_by_node, ours
 from hybridlab.stages.provision.launch import launch_node, make_ssh_key, start_node
+from hybridlab.stages.provision.network import find, list_closed, network_steps, rule_changes, wanted_rules
 
 NAME = "provision"
 NEEDS = ("layout",)
+__all__ = ["ACTIONS", "NAME", "NEEDS", "Seen", "look", "mismatch", "plan", "rule_changes", "verify", "wanted_rules"]
 
 
 @dataclass(frozen=True)
@@ -49,38 +51,13 @@ def operator_cidr(ctx: Context) -> str:
     return f"{ctx.site.operator_ip()}/32" if wanted == "auto" else wanted
 
 
-def find(resources: Sequence[CloudResource], kind: str, cluster: str) -> CloudResource | None:
-    """Our resource of that kind, by tag; one that is going away doesn't count."""
-    going = ("TERMINATING", "TERMINATED")
-    found = (r for r in resources if r.kind == kind and ours(r.tags, cluster) and r.state not in going)
-    return next(found, None)
-
-
-def wanted_rules(params: Params, operator: str) -> tuple[SecurityRule, ...]:
-    """The one security group: everything among its members, SSH and the API from the operator only, all outwards.
-
-    ICMP type 3 code 4 stays open to all: VMs have an MTU of 9000, and without it large transfers hang.
-    """
-    rules = [
-        SecurityRule("ingress", "all", "group", description="all traffic among the nodes"),
-        SecurityRule("ingress", "tcp", operator, 22, 22, "SSH from the operator"),
-        SecurityRule("ingress", "tcp", operator, 6443, 6443, "Kubernetes API from the operator"),
-        SecurityRule("ingress", "icmp", "0.0.0.0/0", 3, 4, "path MTU discovery"),
-        SecurityRule("egress", "all", "0.0.0.0/0", description="everything outwards"),
-    ]
-    if params.expose.method == "traefik":
-        for port in (80, 443):
-            rules.append(SecurityRule("ingress", "tcp", "0.0.0.0/0", port, port, "Traefik"))
-    return tuple(rules)
-
-
 def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
     """What is missing or different in Oracle Cloud, in the order it has to be made."""
     if params.site == "byo":
         note = Finding("note", "site byo", "the hosts are yours already: nothing to provision")
         return Plan(NAME, (), {"nodes": [_expected(w, w.address) for w in params.wishes]}, (note,))
     findings = [Finding("refusal", "layout", text) for text in upstream["layout"]["refused"]]
-    steps = [*_network_steps(params, seen), *_vm_steps(params, seen, findings)]
+    steps = [*network_steps(params, seen.resources, seen.rules, seen.operator_cidr), *_vm_steps(params, seen, findings)]
     vms = instances_by_node(seen.instances, params.cluster)
     nodes = []
     for wish in params.wishes:
@@ -97,127 +74,6 @@ def _expected(wish: NodeWish, private_ip: Json) -> dict[str, Json]:
         "memory_gb": wish.memory_gb,
         "private_ip": private_ip,
     }
-
-
-def _network_steps(params: Params, seen: Seen) -> list[Step]:
-    name, steps = params.cluster, []
-
-    def have(kind: str) -> CloudResource | None:
-        return find(seen.resources, kind, name)
-
-    vcn = have("vcn")
-    if vcn is None:
-        cidr = params.provision.vcn_cidr
-        steps.append(
-            Step(
-                "create-vcn",
-                "create-vcn",
-                f"VCN {name}",
-                f"the nodes need a network of their own ({cidr})",
-                "create",
-                {"cidr": cidr},
-                undo="delete-vcn",
-            )
-        )
-    gateway = have("internet-gateway")
-    if gateway is None:
-        steps.append(
-            Step(
-                "create-gateway",
-                "create-gateway",
-                f"internet gateway {name}",
-                "the way out to images and packages",
-                "create",
-                undo="delete-gateway",
-            )
-        )
-    if not _routed(vcn, gateway, seen.resources):
-        steps.append(
-            Step("set-route", "set-route", f"default route table of {name}", "0.0.0.0/0 goes to the gateway", "change")
-        )
-    if not _list_closed(vcn, seen.resources):
-        steps.append(
-            Step(
-                "close-default-list",
-                "close-default-list",
-                f"default security list of {name}",
-                "Oracle's default opens SSH to the whole internet; the security group decides instead",
-                "change",
-            )
-        )
-    if have("nsg") is None:
-        steps.append(
-            Step(
-                "create-nsg",
-                "create-nsg",
-                f"security group {name}",
-                "one group for all nodes",
-                "create",
-                undo="delete-nsg",
-            )
-        )
-    wanted = wanted_rules(params, seen.operator_cidr)
-    add, remove = rule_changes(wanted, seen.rules)
-    if add or remove:
-        what = [f"{len(add)} missing"] if add else []
-        what += [f"{len(remove)} not wanted"] if remove else []
-        steps.append(
-            Step(
-                "set-rules",
-                "set-rules",
-                f"security group {name}",
-                "rules: " + ", ".join(what),
-                "change",
-                {"add": [_rule_json(r) for r in add], "remove": [_rule_json(r) for r in remove]},
-            )
-        )
-    if have("subnet") is None:
-        cidr = params.provision.subnet_cidr
-        steps.append(
-            Step(
-                "create-subnet",
-                "create-subnet",
-                f"subnet {name}",
-                f"public addresses for the nodes ({cidr})",
-                "create",
-                {"cidr": cidr},
-                undo="delete-subnet",
-            )
-        )
-    return steps
-
-
-def _routed(vcn: CloudResource | None, gateway: CloudResource | None, resources: Sequence[CloudResource]) -> bool:
-    if vcn is None or gateway is None:
-        return False
-    table = next((r for r in resources if r.id == vcn.detail["default_route_table_id"]), None)
-    return table is not None and any(list(rule) == ["0.0.0.0/0", gateway.id] for rule in table.detail["rules"])
-
-
-def _list_closed(vcn: CloudResource | None, resources: Sequence[CloudResource]) -> bool:
-    """Whether the default security list lets in nothing but ICMP."""
-    if vcn is None:
-        return False
-    found = next((r for r in resources if r.id == vcn.detail["default_security_list_id"]), None)
-    return found is not None and all(rule.protocol == "icmp" for rule in found.detail["ingress"])
-
-
-def rule_changes(
-    wanted: Sequence[SecurityRule], live: Sequence[SecurityRule]
-) -> tuple[list[SecurityRule], list[SecurityRule]]:
-    """Rules to add and live rules to remove, compared by what they allow, not by description."""
-
-    def key(rule: SecurityRule) -> tuple[Json, ...]:
-        return (rule.direction, rule.protocol, rule.peer, rule.port_min, rule.port_max)
-
-    have, want = {key(r) for r in live}, {key(r) for r in wanted}
-    return [r for r in wanted if key(r) not in have], [r for r in live if key(r) not in want]
-
-
-def _rule_json(rule: SecurityRule) -> dict[str, Json]:
-    data = {"direction": rule.direction, "protocol": rule.protocol, "peer": rule.peer}
-    ports = {"port_min": rule.port_min, "port_max": rule.port_max} if rule.port_min is not None else {}
-    return {**data, **ports, "description": rule.description}
 
 
 def _vm_steps(params: Params, seen: Seen, findings: list[Finding]) -> list[Step]:
@@ -266,6 +122,18 @@ def _vm_steps(params: Params, seen: Seen, findings: list[Finding]) -> list[Step]
                     batch="vms",
                 )
             )
+        elif _untagged(vm, seen.resources, params.cluster):
+            steps.append(
+                Step(
+                    f"tag-volume:{wish.name}",
+                    "tag-volume",
+                    f"boot volume of {wish.name}",
+                    "without our tag it could not be told from others when its VM is gone",
+                    "change",
+                    {"node": wish.name},
+                    batch="vms",
+                )
+            )
         elif wrong := mismatch(wish, vm, degrade=params.provision.degrade):
             findings.append(
                 Finding(
@@ -283,6 +151,12 @@ def _vm_steps(params: Params, seen: Seen, findings: list[Finding]) -> list[Step]
             Finding("note", ", ".join(foreign), "VMs in this compartment that aren't hybridlab's: left alone")
         )
     return steps
+
+
+def _untagged(vm: CloudInstance, resources: Sequence[CloudResource], cluster: str) -> bool:
+    """Whether a running VM's boot volume lacks our tag: volumes don't inherit, and a launch may have been cut off."""
+    volume = next((r for r in resources if r.kind == "boot-volume" and r.id == vm.boot_volume_id), None)
+    return vm.state == "RUNNING" and volume is not None and not ours(volume.tags, cluster)
 
 
 def mismatch(wish: NodeWish, vm: CloudInstance, *, degrade: bool = False) -> str:
@@ -360,6 +234,14 @@ def _launch(ctx: Context, step: Step) -> Mapping[str, Json]:
     return launch_node(ctx, step, wish, subnet.id, nsg.id, {**_tags(ctx), NODE_TAG: wish.name})
 
 
+def _tag_volume(ctx: Context, step: Step) -> Mapping[str, Json]:
+    vm = instances_by_node(ctx.oracle.instances(), ctx.params.cluster).get(step.args["node"])
+    if vm is None or vm.boot_volume_id is None:
+        raise NotFound(f"node {step.args['node']} has no boot volume", next_move="run 020 again")
+    ctx.oracle.tag_boot_volume(vm.boot_volume_id, {**_tags(ctx), NODE_TAG: step.args["node"]})
+    return {"id": vm.boot_volume_id}
+
+
 ACTIONS: Mapping[str, Action] = {
     "create-vcn": _create_vcn,
     "create-gateway": _create_gateway,
@@ -369,6 +251,7 @@ ACTIONS: Mapping[str, Action] = {
     "set-rules": _set_rules,
     "create-subnet": _create_subnet,
     "make-ssh-key": make_ssh_key,
+    "tag-volume": _tag_volume,
     "launch": _launch,
     "start": start_node,
 }
@@ -395,6 +278,6 @@ def verify(ctx: Context) -> tuple[Check, ...]:
         evidence = f"{len(add)} missing, {len(remove)} not wanted"
     checks.append(Check("security group", not add and not remove, evidence))
     vcn = find(seen.resources, "vcn", ctx.params.cluster)
-    closed = _list_closed(vcn, seen.resources)
+    closed = list_closed(vcn, seen.resources)
     checks.append(Check("default security list", closed, "lets in ICMP only" if closed else "lets in more than ICMP"))
     return tuple(checks)

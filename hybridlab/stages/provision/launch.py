@@ -24,6 +24,7 @@ from hybridlab.wait import wait_until
 
 RUNNING_DEADLINE_S = 600.0
 SSH_DEADLINE_S = 300.0
+CLOUD_INIT_DEADLINE_S = 600.0
 PAUSE_MAX_S = 600.0
 DEGRADED = (1.0, 6.0)  # OCPU, GB: what the article's second node has
 
@@ -40,6 +41,8 @@ def launch_node(
     if vm is None:
         vm = _hunt(ctx, step, wish, subnet_id, nsg_id, tags, attempts)
     vm = _wait_running(ctx, wish.name)
+    if vm.boot_volume_id:
+        ctx.oracle.tag_boot_volume(vm.boot_volume_id, tags)
     wait_for_ssh(ctx, vm)
     return {"id": vm.id, "availability_domain": vm.availability_domain, "attempts": attempts}
 
@@ -224,4 +227,7 @@ def _wait_running(ctx: Context, name: str) -> CloudInstance:
 def wait_for_ssh(ctx: Context, vm: CloudInstance) -> None:
     if vm.public_ip is None:
         raise NotFound(f"VM {vm.name} has no public address", where=vm.id)
-    ctx.hosts.wait_for_ssh(HostAddress(vm.name, vm.public_ip, ctx.params.bootstrap.ssh_user), SSH_DEADLINE_S)
+    host = HostAddress(vm.name, vm.public_ip, ctx.params.bootstrap.ssh_user)
+    ctx.hosts.wait_for_ssh(host, SSH_DEADLINE_S)
+    # packages can't be installed before cloud-init is done; it exits 2 for warnings, and not every image has it
+    ctx.hosts.run(host, ["cloud-init", "status", "--wait"], check=False, timeout_s=CLOUD_INIT_DEADLINE_S)

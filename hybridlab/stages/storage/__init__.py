@@ -181,8 +181,9 @@ def _do_iscsi(ctx: Context, step: Step) -> Mapping[str, Json]:
         ctx.hosts.run(node.host, argv, sudo=True, timeout_s=300)
 
     if not seen.package:
-        run("apt-get", "update", "-q")
-        run("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-q", PACKAGE)
+        wait = ("-o", "DPkg::Lock::Timeout=300")  # a fresh machine upgrades itself meanwhile
+        run("apt-get", "update", "-q", *wait)
+        run("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-q", *wait, PACKAGE)
     run("systemctl", "enable", "--now", "iscsid")
     run("modprobe", "iscsi_tcp")
     ctx.hosts.put(node.host, b"iscsi_tcp\n", MODULES_FILE, sudo=True)
