@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
@@ -29,7 +29,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Commands(click.Group):
     """The commands, with those of the lab imported only when asked for, and a hint for a mistyped name."""
 
-    lazy: ClassVar = {"lab": ("hybridlab.lab.cli", "lab", "Start, look at, trouble and stop the lab.")}
+    lazy: ClassVar = {
+        "lab": ("hybridlab.lab.cli", "lab", "Start, look at, trouble and stop the lab."),
+        "params": ("hybridlab.runner.params_command", "params", "List every parameter: what --set takes."),
+        "params-schema": ("hybridlab.runner.params_command", "params_schema", "JSON Schema of a params file."),
+    }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self.lazy])
@@ -76,7 +80,12 @@ def _params_option(command: F) -> F:
 
 def _set_option(command: F) -> F:
     option: Callable[[F], F] = click.option(
-        "--set", "-s", "sets", multiple=True, metavar="KEY=VALUE", help="Override a parameter for now; repeatable."
+        "--set",
+        "-s",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a parameter for now (hybridlab params lists them); repeatable.",
     )
     return option(command)
 
@@ -129,10 +138,8 @@ def run(
 
     root = find_root()
     paths = find_runbooks(root, runbooks)
-    for path in paths:
-        read_runbook(path)  # before the lab is started
     check_approvals(approvals)
-    _lab_for(root, params_file, sets)
+    _lab_for(root, params_file, sets, [read_runbook(path).stage for path in paths])
     screen = _console(stderr=True)
     result = run_batch(
         paths,
@@ -150,12 +157,12 @@ def run(
     sys.exit(result.exit_code)
 
 
-def _lab_for(root: Path, params_file: str, sets: tuple[str, ...]) -> None:
-    """Start the lab when the params are for it and it doesn't run."""
+def _lab_for(root: Path, params_file: str, sets: tuple[str, ...], stages: Sequence[str] = ()) -> None:
+    """Start the lab when the params are for it and it doesn't run; what was asked is checked first."""
     from hybridlab.cluster import lab_directory
-    from hybridlab.runner.preflight import check_params, check_writable, find_params
+    from hybridlab.runner.preflight import check_request, check_writable
 
-    params = check_params(find_params(root, params_file), sets)
+    _, params = check_request(root, params_file, sets, stages)
     if params.site != "lab":
         return
     from hybridlab.lab.process import start_lab
@@ -334,14 +341,6 @@ def images(compose: Path, params_file: str | None, env_file: tuple[Path, ...], a
         click.echo(json.dumps(rows, indent=1))
     else:
         show_images(found, _console())
-
-
-@cli.command("params-schema")
-def params_schema() -> None:
-    """Print the JSON Schema of a params file, for editors."""
-    from hybridlab.params import Params
-
-    click.echo(json.dumps(Params.model_json_schema(by_alias=True), indent=1))
 
 
 @cli.command()

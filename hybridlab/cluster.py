@@ -16,7 +16,8 @@ from typing import Any, cast
 from hybridlab import ports
 from hybridlab.errors import BadInput, GateClosed, NotFound, Unreachable, VerifyFailed
 from hybridlab.ledger import EvidenceStore, Ledger, SecretStore, locked
-from hybridlab.models import Check, Finding, Json
+from hybridlab.masking import all_forms, mask
+from hybridlab.models import Check, Finding, HostAddress, Json
 from hybridlab.params import Params, check_params, parse_override, read_params, set_path
 from hybridlab.plan import Plan, plan_hash
 from hybridlab.sites import RealSite, open_site
@@ -31,12 +32,15 @@ STAGES: Mapping[str, str] = {
     "storage": "050-deploy-storage",
     "expose": "060-expose-services",
     "migrate": "070-migrate-services",
+    "cut_over": "075-cut-over",
     "backup": "080-back-up",
     "drill": "090-rehearse-restore",
     "teardown": "900-tear-down",
     "maintain": "910-maintain-nodes",
 }
 """Each stage's name and its runbook, in order."""
+
+ON_REQUEST = ("cut_over", "teardown", "maintain")  # run only when named: they stop services, or take things away
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -79,7 +83,9 @@ def open_cluster(params_file: str | Path, *, stage: str | None = None, **overrid
         key, value = parse_override(item)
         dotted[key] = value
     params = read_params(path, dotted)
-    return Cluster(params, root=root, params_file=path, approvals=[approve] if approve else [])
+    # papermill's -p makes a number of a hash that looks like one: that approves nothing, and must not be taken for none
+    approvals = [] if approve in (None, "") else [str(approve)]
+    return Cluster(params, root=root, params_file=path, approvals=approvals)
 
 
 class Cluster:
@@ -112,10 +118,11 @@ class Cluster:
         self._kube: ports.Kube | None = None
 
     def _redact(self, text: str) -> str:
-        for value in self.secrets.values():
-            if len(value) >= 6:
-                text = text.replace(value, "***")
-        return text
+        return mask(text, all_forms(self.secrets.values()))
+
+    def _first_contact(self, host: HostAddress, fingerprint: str) -> None:
+        detail = {"fingerprint": fingerprint, "trust": "accepted as new"}
+        self.ledger.add("bootstrap", "first-contact", "done", effect="none", target=host.address, detail=detail)
 
     # -- drivers, connected on first use ---------------------------------------------------------------------------
     @cached_property
@@ -132,23 +139,18 @@ class Cluster:
 
     @cached_property
     def hosts(self) -> ports.Hosts:
-        from hybridlab.drivers.ssh import SshHosts
-
-        return SshHosts(
-            dial=self.site.dial,
-            known_hosts=self.state / "known_hosts",
-            key=self.secrets.path("ssh_key"),
-        )
+        key = self.site.ssh_key(self.secrets.path("ssh_key"))
+        return self._ssh(key, sudo_password=self.site.sudo_password)
 
     @cached_property
     def docker_hosts(self) -> ports.Hosts:
+        return self._ssh(self.site.docker_key())
+
+    def _ssh(self, key: Path | None, **options: Any) -> ports.Hosts:
         from hybridlab.drivers.ssh import SshHosts
 
-        return SshHosts(
-            dial=self.site.dial,
-            known_hosts=self.state / "known_hosts",
-            key=self.site.docker_key(),
-        )
+        known = self.state / "known_hosts"
+        return SshHosts(self.site.dial, known, key, on_first_contact=self._first_contact, **options)
 
     @property
     def kubeconfig(self) -> Path:
@@ -335,7 +337,7 @@ class StageRun:
             f"the gate of {self.name} is closed for plan {self.hash}",
             where=self.cluster.params.cluster,
             why=why,
-            next_move=f"read it with: hybridlab plan {self.name}; then --approve {self.hash} (or --approve all)",
+            next_move=f"hybridlab plan {self.name} --params {self.cluster.params_file}; then --approve {self.hash}",
         )
 
     def approve(self, by: str) -> Gate:
@@ -383,9 +385,8 @@ class StageRun:
                 why=failed[0].evidence,
                 next_move=failed[0].next_move or "run the stage again: it repairs what differs",
             )
-        names = list(STAGES)
-        after = names.index(self.name) + 1
-        following = STAGES[names[after]] if after < names.index("teardown") else ""
+        later = list(STAGES)[list(STAGES).index(self.name) + 1 :]
+        following = next((STAGES[n] for n in later if n not in ON_REQUEST), "")
         return HandOver(self.name, len(self._outcomes), self._checks, plan.findings, following)
 
 

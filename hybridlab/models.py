@@ -29,6 +29,7 @@ class NodeWish:
     memory_gb: float
     boot_volume_gb: int = 50
     address: str | None = None  # byo only
+    user: str | None = None  # byo only
 
     @property
     def shape(self) -> str:

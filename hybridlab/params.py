@@ -146,7 +146,12 @@ def _load(path: Path) -> dict[str, Json]:
         name = key.group(1) if key else "a key"
         raise ParamsError(f"{name} is given twice", where=f"{path}, {line}", next_move="keep one of the two") from error
     except YAMLError as error:
-        raise ParamsError("the params file is not YAML", where=str(path), why=" ".join(str(error).split())) from error
+        raise ParamsError(
+            "the params file is not YAML",
+            where=str(path),
+            why=" ".join(str(error).replace('in "<file>", ', "in ").split()),
+            next_move="correct it there; quote what has a colon, a bracket or a brace in it",
+        ) from error
     if not isinstance(data, dict):
         what = "the params file is empty" if data is None else "the params file is not a mapping of keys to values"
         raise ParamsError(what, where=str(path), next_move="start from params/lab.yaml")

@@ -91,6 +91,7 @@ class Bootstrap(Section):
     swap_gb: int = Field(2, ge=0, le=8, description="Swap file for nodes under 2 GB of memory; 0 for none")
     taint_small: bool = Field(True, description="Taint nodes under 2 GB: only what must run there does")
     labels: dict[str, str] = Field(default_factory=dict, description="Labels for every node")
+    prove_traffic: bool = Field(True, description="Prove traffic between pods with a small pod on every node")
 
 
 class Benchmark(Section):
@@ -206,4 +207,10 @@ class Maintain(Section):
     """910: one node out, and one back."""
 
     node: str | None = Field(None, description="Worker to replace; the last agent when empty")
-    action: Literal["replace", "cordon", "uncordon", "remove"] = Field("replace", description="What to do with it")
+    action: Literal["replace", "cordon", "uncordon", "remove", "snapshot", "restore"] = Field(
+        "replace", description="What to do with it; snapshot and restore are about the server's datastore"
+    )
+    snapshot: str | None = Field(None, description="Snapshot to restore; the newest when empty")
+    snapshot_max_age_h: float = Field(
+        24, ge=0, description="Take another snapshot when the newest is older, in hours; 0 for always"
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ from hybridlab.models import HostAddress, Json
 from hybridlab.params import Params
 
 K3S_RELEASES = "https://github.com/k3s-io/k3s/releases/download"
+K3S_CHANNELS = "https://update.k3s.io/v1-release/channels"
 K3S_VERSION = "v1.34.2+k3s1"
 ADDRESS_SERVICE = "https://checkip.amazonaws.com"
 
@@ -37,6 +40,7 @@ class RealSite:
         self.name: Literal["lab", "oracle", "byo"] = params.site
         self._params = params
         self._base = base
+        self._channel: str | None = None  # the version its channel had when it was first asked
 
     def dial(self, host: str, port: int) -> tuple[str, int]:
         return host, port
@@ -79,7 +83,26 @@ class RealSite:
 
     def k3s_source(self) -> tuple[str, str]:
         bootstrap = self._params.bootstrap
-        return _expand(bootstrap.k3s_source, self._base) or K3S_RELEASES, bootstrap.k3s_version or K3S_VERSION
+        source = _expand(bootstrap.k3s_source, self._base) or K3S_RELEASES
+        if bootstrap.k3s_version and not is_version(bootstrap.k3s_version):
+            if self._channel is None:
+                self._channel = channel_version(bootstrap.k3s_version)
+            return source, self._channel
+        return source, bootstrap.k3s_version or K3S_VERSION
+
+    def ssh_key(self, own: Path) -> Path | None:
+        """The key that opens the nodes: on site byo the params' (None: agent and ~/.ssh), else the cluster's own."""
+        if self.name != "byo":
+            return own
+        path = _expand(self._params.bootstrap.ssh_key_file, self._base)
+        return Path(path) if path else None
+
+    def sudo_password(self, host: HostAddress) -> str | None:
+        """sudo's password from the environment or a file, or None; asked only where sudo wants one."""
+        bootstrap = self._params.bootstrap
+        return os.environ.get(bootstrap.sudo_password_env) or _secret_in(
+            _expand(bootstrap.sudo_password_file, self._base), "sudo's password"
+        )
 
     def docker_host(self) -> HostAddress:
         return _docker_host(self._params)
@@ -164,7 +187,8 @@ class LabSite(RealSite):
     def k3s_source(self) -> tuple[str, str]:
         bootstrap, lab = self._params.bootstrap, self._endpoint("k3s")
         source = _expand(bootstrap.k3s_source, self._base) or str(lab["source"])
-        return source, bootstrap.k3s_version or str(lab["version"])
+        pinned = bootstrap.k3s_version if bootstrap.k3s_version and is_version(bootstrap.k3s_version) else None
+        return source, pinned or str(lab["version"])  # the lab has one release, which every channel leads to
 
     def docker_key(self) -> Path | None:
         return super().docker_key() or Path(self._endpoint("docker_host")["key_file"])
@@ -173,6 +197,38 @@ class LabSite(RealSite):
 def open_site(params: Params, base: Path, lab_directory: Path) -> RealSite:
     """The site that params name. ``base`` is the folder relative paths in the params start from."""
     return LabSite(params, base, lab_directory) if params.site == "lab" else RealSite(params, base)
+
+
+def is_version(text: str) -> bool:
+    """Whether it is one version (``v1.34.2+k3s1``) rather than a channel (``stable``, ``v1.34``)."""
+    return re.fullmatch(r"v\d+\.\d+\.\d+\S*", text) is not None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
+
+
+def channel_version(channel: str, server: str = K3S_CHANNELS) -> str:
+    """The version that a channel names now: the last part of where its server sends us.
+
+    Raises BadInput for a channel that isn't there, Unreachable.
+    """
+    move = "name a version in bootstrap.k3s_version, e.g. v1.34.2+k3s1"
+    url = f"{server}/{urllib.parse.quote(channel)}"
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(url, timeout=15) as answer:
+            where = answer.geturl()
+    except urllib.error.HTTPError as error:
+        where = str(error.headers.get("Location", ""))
+        if error.code == 404:
+            raise BadInput(f"K3s has no channel {channel}", where=url, next_move=move) from error
+    except OSError as error:
+        raise Unreachable("K3s' channels could not be asked", where=url, why=str(error), next_move=move) from error
+    version = urllib.parse.unquote(where.rpartition("/")[2])
+    if not is_version(version):
+        raise Unreachable("K3s' channel names no version", where=url, why=f"it leads to {where}", next_move=move)
+    return version
 
 
 def _expand(path: str | None, base: Path) -> str | None:
@@ -192,13 +248,16 @@ def _token(params: Params, base: Path) -> str | None:
     expose = params.expose
     if os.environ.get(expose.token_env):
         return os.environ[expose.token_env]
-    path = _expand(expose.token_file, base)
+    return _secret_in(_expand(expose.token_file, base), "the tunnel token")
+
+
+def _secret_in(path: str | None, what: str) -> str | None:
     if path is None:
         return None
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise BadInput("the tunnel token can't be read", where=path, why=error.strerror or str(error)) from error
+        raise BadInput(f"{what} can't be read", where=path, why=error.strerror or str(error)) from error
 
 
 def _s3_credentials(path: str | None) -> tuple[str, str]:

@@ -116,7 +116,8 @@ class ClaimSource:
     """A claim and what on the Docker host fills it.
 
     ``source``: the Docker volume's real name (kind volume), a host path as in the compose file (bind), or
-    ``service:path`` of an anonymous volume. ``services``: all that mount it.
+    ``service:path`` of an anonymous volume. ``services``: all that mount it. ``file``: for a single file, the name it
+    has in the claim's root.
     """
 
     name: str
@@ -126,6 +127,7 @@ class ClaimSource:
     size: str = "1Gi"
     access_mode: str = "ReadWriteOnce"
     reason: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True)

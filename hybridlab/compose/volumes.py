@@ -51,6 +51,7 @@ class _Claim:
     kind: ClaimKind
     source: str
     services: list[str]
+    file: str = ""
 
 
 class _Planner:
@@ -251,6 +252,8 @@ class _Planner:
         claim = self.claim(
             service, f"bind {owner}", "bind", owner, owner if owner.startswith(("/", "~", ".")) else f"./{owner}"
         )
+        if bind.kind == "state-file" and root is None:
+            self.claims[f"bind {owner}"].file = sub_path
         self.record.mapped(
             service, key, f"claim {claim}" + (f", its {sub_path}" if sub_path else "") + f": {bind.reason}"
         )
@@ -311,7 +314,9 @@ def _finish(plan: VolumePlan, planner: _Planner, record: Record) -> None:
             reason += f", shared by {names}: " + ("ReadWriteMany" if many else "one claim, its sharers on one node")
         size = options.claim_sizes.get(claim.name, options.claim_size)
         mode = "ReadWriteMany" if many else "ReadWriteOnce"
-        claims.append(ClaimSource(claim.name, claim.kind, claim.source, tuple(claim.services), size, mode, reason))
+        claims.append(
+            ClaimSource(claim.name, claim.kind, claim.source, tuple(claim.services), size, mode, reason, claim.file)
+        )
         for name in claim.services:
             record.why(name, f"claim {claim.name}: {reason}")
     plan.claims = tuple(claims)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.scalarstring import LiteralScalarString
+from ruamel.yaml.scalarstring import LiteralScalarString, SingleQuotedScalarString
 
 from hybridlab.compose.model import Manifests, Obj
 from hybridlab.compose.names import label
@@ -18,6 +20,13 @@ from hybridlab.compose.report import report
 from hybridlab.errors import BadInput
 
 MARKER = ".hybridlab-convert"
+
+# Booleans and nulls, and what looks like a number, a time or a sexagesimal in YAML 1.1 (https://yaml.org/type/).
+_NOT_TEXT = re.compile(
+    r"(?i:y|yes|n|no|on|off|true|false|null|~|=|<<)|[-+]?[0-9][0-9_.:+-]*(?:[eE][-+]?[0-9_]+)?"
+    r"|[-+]?0[xX][0-9a-fA-F_]+|[-+]?0[bBoO][0-9_]+|[-+]?\.(?:[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|(?i:inf|nan))"
+    r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt]|[ \t]+)[0-9:.]+.*"
+)
 
 
 def write(manifests: Manifests, folder: str | Path) -> tuple[Path, ...]:
@@ -67,38 +76,35 @@ def _files(manifests: Manifests) -> dict[str, str]:
         grouped.setdefault(name, []).append(obj)
     ordered = sorted(grouped, key=lambda name: (not name.startswith("0"), name if name.startswith("0") else ""))
     files = {name: to_yaml(*grouped[name]) for name in ordered}
-    resources = list(files)
-    files["kustomization.yaml"] = to_yaml(
-        {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": resources}
-    )
+    # nothing else may end in .yaml or .json: `kubectl apply -f FOLDER` takes all of those for objects
     files["REPORT.md"] = report(manifests)
-    files["fidelity.json"] = json.dumps(_fidelity(manifests), indent=2, ensure_ascii=False) + "\n"
+    files["fidelity.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _fidelity(manifests))
     return files
 
 
-def _fidelity(manifests: Manifests) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "project": manifests.project,
-        "namespace": manifests.namespace,
-        "findings": [asdict(finding) for finding in manifests.fidelity],
-        "placements": {
-            name: {
-                "kind": p.kind,
-                "reason": p.reason,
-                "architectures": list(p.architectures),
-                "warnings": list(p.warnings),
-                "image": manifests.images[name],
-                "commands": list(manifests.commands.get(name, ())),
-            }
-            for name, p in manifests.placements.items()
-        },
-        "claims": [asdict(claim) for claim in manifests.claims],
-    }
+def _fidelity(manifests: Manifests) -> Iterator[dict[str, Any]]:
+    """One row for the project, then one for each placement, claim and key; ``row`` says which."""
+    yield {"row": "project", "schema": 1, "project": manifests.project, "namespace": manifests.namespace}
+    for name, p in manifests.placements.items():
+        yield {
+            "row": "placement",
+            "service": name,
+            "kind": p.kind,
+            "reason": p.reason,
+            "architectures": list(p.architectures),
+            "warnings": list(p.warnings),
+            "image": manifests.images[name],
+            "commands": list(manifests.commands.get(name, ())),
+        }
+    yield from ({"row": "claim", **asdict(claim)} for claim in manifests.claims)
+    yield from ({"row": "key", **asdict(finding)} for finding in manifests.fidelity)
 
 
 def to_yaml(*objects: Obj) -> str:
-    """YAML documents with keys in the given order, long texts as blocks, never an alias."""
+    """YAML documents with keys in the given order, long texts as blocks, never an alias.
+
+    Texts that YAML 1.1 reads as something else are quoted: kubectl reads ``yes`` as true and ``0755`` as 493.
+    """
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 4096
@@ -113,12 +119,16 @@ def to_yaml(*objects: Obj) -> str:
 
 def _blocks(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _blocks(item) for key, item in value.items()}
+        return {_quoted(key): _blocks(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_blocks(item) for item in value]
     if isinstance(value, str) and "\n" in value and value.isprintable() is False and _block_safe(value):
         return LiteralScalarString(value)
-    return value
+    return _quoted(value)
+
+
+def _quoted(value: Any) -> Any:
+    return SingleQuotedScalarString(value) if isinstance(value, str) and _NOT_TEXT.fullmatch(value) else value
 
 
 def _block_safe(text: str) -> bool:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """hybridlab node helper: what must run on a node or in a pod. Plain Python 3.8 or later, standard library only.
 
-Subcommands: facts, bench, listen, probe, archive, extract, digest, write, wait. Results are JSON on standard output,
-progress and problems JSON lines on standard error (progress at most once a second).
+Subcommands: facts, bench, listen, probe, fetch, archive, extract, digest, receive, write, wait. Results are JSON on
+standard output, progress and problems JSON lines on standard error (progress at most once a second).
 
 Exit status: 0 done; 2 wrong usage; 3 done, but files changed or vanished while they were read; 4 failed.
 """
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import base64
+import concurrent.futures
 import contextlib
 import errno
 import hashlib
+import http.client
 import json
 import multiprocessing
 import os
@@ -25,6 +27,7 @@ import stat
 import sys
 import tarfile
 import time
+import urllib.parse
 import zlib
 
 TYPE_CHECKING = False
@@ -128,7 +131,8 @@ def xattrs_of(path: bytes) -> Dict[str, bytes]:
 def walk(root: bytes, report: Report) -> Iterator[Tuple[bytes, os.stat_result]]:
     """Everything below a directory as (relative path, lstat), ordered by name, parents first; "." is the directory.
 
-    A directory that changes between listing and leaving it is reported as changed.
+    A directory that changes between listing and leaving it is reported as changed. Of a single file (see ``folder_of``)
+    there is only its own name, and no ".".
     """
 
     def below(rel: bytes, info: os.stat_result) -> Iterator[Tuple[bytes, os.stat_result]]:
@@ -162,9 +166,16 @@ def walk(root: bytes, report: Report) -> Iterator[Tuple[bytes, os.stat_result]]:
         top = os.lstat(root)
     except OSError as error:
         raise Failed("%s: %s" % (os.fsdecode(root), error.strerror)) from error
+    if stat.S_ISREG(top.st_mode):
+        return iter([(os.path.basename(root), top)])
     if not stat.S_ISDIR(top.st_mode):
-        raise Failed("%s: not a directory" % os.fsdecode(root))
+        raise Failed("%s: not a directory or a regular file" % os.fsdecode(root))
     return below(b".", top)
+
+
+def folder_of(root: bytes) -> bytes:
+    """What the relative paths of ``walk`` start from: the directory itself, or the one that a single file is in."""
+    return os.path.dirname(root) if stat.S_ISREG(mode_at(root)) else root
 
 
 def segments(fd: int, size: int) -> List[Tuple[int, int]]:
@@ -206,7 +217,8 @@ class Archiver:
     """Writes a pax tar to a stream: numeric owners, nanoseconds, xattrs, links, holes, names of any bytes."""
 
     def __init__(self, root: bytes, out: BinaryIO, owners: Owners, have: Dict[bytes, Dict[str, Any]]) -> None:
-        self.root = root
+        self.walked = root
+        self.root = folder_of(root)
         self.out = out
         self.owners = owners
         self.have = have
@@ -214,7 +226,7 @@ class Archiver:
         self._links: Dict[Tuple[int, int], List[Any]] = {}  # inode → [first path, links left]
 
     def run(self) -> int:
-        for rel, info in walk(self.root, self.report):
+        for rel, info in walk(self.walked, self.report):
             self.report.files += 1
             self._entry(rel, info)
         report = self.report
@@ -637,11 +649,13 @@ def digest(root: bytes, owners: Owners, quick: bool) -> int:
     report = Report()
     overall = hashlib.sha256()
     links: Dict[Tuple[int, int], bytes] = {}
+    base = folder_of(root)
+    size = 0
     for rel, info in walk(root, report):
         kind = next((name for check, name in KINDS if check(info.st_mode)), None)
         if kind is None:
             continue
-        full = os.path.join(root, rel)
+        full = os.path.join(base, rel)
         uid, gid, mode = owners.of(rel, info)
         row: Dict[str, Any] = {**path_fields(rel), "type": kind, "mode": mode, "uid": uid, "gid": gid}
         try:
@@ -650,6 +664,7 @@ def digest(root: bytes, owners: Owners, quick: bool) -> int:
             if kind == "file":
                 row["size"] = info.st_size
                 report.files += 1
+                size += min(info.st_size, info.st_blocks * 512 if hasattr(info, "st_blocks") else info.st_size)
                 key = (info.st_dev, info.st_ino)
                 if info.st_nlink > 1 and key in links:
                     row["hardlink_of"] = os.fsdecode(links[key])
@@ -667,7 +682,8 @@ def digest(root: bytes, owners: Owners, quick: bool) -> int:
         overall.update(json.dumps(row, sort_keys=True).encode() + b"\n")
         row["mtime_ns"] = info.st_mtime_ns
         sys.stdout.write(json.dumps(row) + "\n")
-    summary = {"summary": True, "files": report.files, "bytes": report.bytes, "problems": report.problems}
+    summary = {"summary": True, "files": report.files, "bytes": report.bytes, "size": size}
+    summary["problems"] = report.problems
     sys.stdout.write(json.dumps({**summary, "sha256": None if quick else overall.hexdigest()}) + "\n")
     return EXIT_CHANGED if report.problems else 0
 
@@ -686,6 +702,48 @@ def hash_file(full: bytes, rel: bytes, report: Report) -> str:
     if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
         report.problem("changed", rel, "written to while it was read")
     return sha.hexdigest()
+
+
+def receive(path: str, source: BinaryIO, mode: int) -> int:
+    """A stream into a file, which is there whole or not at all; print its size and SHA-256.
+
+    The stream is pieces, each after a line with its length, and ends with a length of 0: an exec over WebSocket may be
+    unable to say that its input ended.
+    """
+    sha = hashlib.sha256()
+    report = Report()
+    scratch = os.path.join(os.path.dirname(path), os.fsdecode(PART_NAME))
+    try:
+        with open(scratch, "wb") as file:
+            os.chmod(scratch, mode)
+            for data in pieces_of(source):
+                file.write(data)
+                sha.update(data)
+                report.moved(len(data))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
+    print(json.dumps({"path": path, "size": report.bytes, "sha256": sha.hexdigest()}))
+    return 0
+
+
+def pieces_of(source: BinaryIO) -> Iterator[bytes]:
+    while True:
+        head = source.readline(24)
+        if not head.strip().isdigit():
+            raise Failed("the stream ended early")
+        length = int(head)
+        if not length:
+            return
+        while length:
+            data = source.read(min(CHUNK, length))
+            if not data:
+                raise Failed("the stream ended early")
+            length -= len(data)
+            yield data
 
 
 def write_file(path: str, size: int, seed: int) -> int:
@@ -994,6 +1052,8 @@ def probe(target: str, size: int, timeout: float) -> Dict[str, Any]:
         else:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as conn:
                 conn.settimeout(timeout)
+                if sys.platform == "linux":
+                    conn.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO: never in pieces
                 conn.connect((host, int(port_text)))
                 conn.send(payload)
                 row["state"] = "silent"
@@ -1010,6 +1070,24 @@ def probe(target: str, size: int, timeout: float) -> Dict[str, Any]:
         else:
             row.setdefault("state", "refused")
         row["error"] = error.strerror or str(error)
+    row["ms"] = round((time.monotonic() - began) * 1000, 2)
+    return row
+
+
+def fetch(url: str, timeout: float) -> Dict[str, Any]:
+    """GET a URL without following redirects: its status, or why there is none."""
+    row: Dict[str, Any] = {"url": url, "status": 0}
+    began = time.monotonic()
+    parts = urllib.parse.urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    conn = kind(parts.hostname or "", parts.port, timeout=timeout)
+    try:
+        conn.request("GET", (parts.path or "/") + ("?" + parts.query if parts.query else ""))
+        row["status"] = conn.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        row["error"] = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    finally:
+        conn.close()
     row["ms"] = round((time.monotonic() - began) * 1000, 2)
     return row
 
@@ -1053,6 +1131,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("dir")
     one.add_argument("--quick", action="store_true", help="do not read the files")
     one.add_argument("--owners", help="read owners and modes from this file")
+    one = subs.add_parser("fetch")
+    one.add_argument("url", metavar="http://HOST:PORT/PATH")
+    one.add_argument("--timeout", type=float, default=5.0)
+    one = subs.add_parser("receive")
+    one.add_argument("file")
+    one.add_argument("--mode", type=lambda text: int(text, 8), default=0o600, help="octal")
     subs.add_parser("wait")
     one = subs.add_parser("write")
     one.add_argument("file")
@@ -1069,7 +1153,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.command == "listen":
         return listen(args.tcp, args.udp, args.seconds, args.until_eof)
     elif args.command == "probe":
-        print(json.dumps([probe(target, args.size, args.timeout) for target in args.targets]))
+        with concurrent.futures.ThreadPoolExecutor(min(32, len(args.targets))) as pool:
+            print(json.dumps(list(pool.map(lambda t: probe(t, args.size, args.timeout), args.targets))))
     elif args.command == "archive":
         archiver = Archiver(os.fsencode(args.dir), sys.stdout.buffer, Owners(args.owners), load_have(args.have))
         return archiver.run()
@@ -1077,6 +1162,10 @@ def run(args: argparse.Namespace) -> int:
         return Extractor(os.fsencode(args.dir), sys.stdin.buffer, Owners(args.owners), args.clean).run()
     elif args.command == "digest":
         return digest(os.fsencode(args.dir), Owners(args.owners), args.quick)
+    elif args.command == "fetch":
+        print(json.dumps(fetch(args.url, args.timeout)))
+    elif args.command == "receive":
+        return receive(args.file, sys.stdin.buffer, args.mode)
     elif args.command == "wait":
         return wait()
     else:

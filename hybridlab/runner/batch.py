@@ -31,10 +31,7 @@ from hybridlab.runner.outcome import (
 from hybridlab.runner.preflight import (
     PARAMETER,
     Runbook,
-    check_files,
-    check_params,
-    check_writable,
-    find_params,
+    check_request,
     read_runbook,
 )
 from hybridlab.runner.progress import Board, Tail
@@ -45,9 +42,8 @@ from hybridlab.sites import open_site
 
 log = logging.getLogger(__name__)
 
-SPARE = ".spare"
-SPARE_BYTES = 1_000_000
-"""Kept free in the run's folder for the last words of a run whose disk is full."""
+SPARE = {".spare-notebook": 2_000_000, ".spare": 200_000}
+"""Bytes kept free in the run's folder for the last words of a run whose disk is full: its notebook's, and its own."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +79,7 @@ def run_batch(
     books = [read_runbook(Path(path)) for path in runbooks]
     if not books:
         raise BadInput("no runbook was named")
-    path = find_params(root, params_file)
-    params = check_params(path, sets)
-    check_files(params, path.parent, root / "state" / params.cluster)
-    for item in (root / "state" / params.cluster, root / "runs"):
-        check_writable(item)
+    path, params = check_request(root, params_file, sets, [book.stage for book in books])
     open_site(params, path.parent, lab_directory(root))
     if deadline_s is not None and deadline_s <= 0:
         raise BadInput("the deadline is not in the future", why=f"{deadline_s:g} s")
@@ -96,7 +88,8 @@ def run_batch(
         stack.enter_context(locked(root / "state" / params.cluster / "lock", run=run))
         folder = root / "runs" / run
         folder.mkdir(parents=True)
-        (folder / SPARE).write_bytes(bytes(SPARE_BYTES))
+        for name, size in SPARE.items():
+            (folder / name).write_bytes(bytes(size))
         stack.enter_context(_logged(folder / "log", Redactor([root / "state" / params.cluster / "secrets"])))
         record = RunRecord(
             run=run,
@@ -213,6 +206,8 @@ class _Batch:
         except Exception as error:  # noqa: BLE001 - papermill raises what the cell raised; the record knows the truth
             stopped = error
         result = judged(book, records, stopped)
+        if result.problem:
+            result = replace(result, problem=result.problem.masked(self._redact))
         result = replace(result, started=started, seconds=round(time.monotonic() - began, 3))
         log.info("%s %s after %.1f s", book.name, result.state, result.seconds)
         self._put(index, result)
@@ -232,6 +227,7 @@ class _Batch:
             km=manager,
             redactor=self._redactor,
             watch=self._board,
+            make_room=self._room_for_notebook,
             records=records,
             execution_timeout=self._cell_timeout_s,
             deadline_s=None if self._ends is None else max(0.0, self._ends - time.monotonic()),
@@ -268,16 +264,25 @@ class _Batch:
 
     def _save(self) -> None:
         """Write run.json; a full disk is given the spare bytes once."""
-        spare = self._folder / SPARE
         if self._record.state != "running":
-            spare.unlink(missing_ok=True)
+            self._free_spare()
         try:
             save_record(self._folder, self._record)
         except OSError:
-            if not spare.exists():
+            if not (self._folder / ".spare").exists():
                 raise
-            spare.unlink()
+            self._free_spare()
             save_record(self._folder, self._record)
+
+    def _free_spare(self) -> None:
+        for name in SPARE:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _room_for_notebook(self) -> bool:
+        spare = self._folder / ".spare-notebook"
+        found = spare.exists()
+        spare.unlink(missing_ok=True)
+        return found
 
     def _picture(self) -> Mapping[str, Any]:
         from hybridlab.runner.picture import take_picture
@@ -294,7 +299,7 @@ class _Batch:
         from hybridlab.runner.report import write_report
 
         self._record = record
-        (self._folder / SPARE).unlink(missing_ok=True)
+        self._free_spare()
         try:
             self._save()
             rows = [row for row in self._ledger.rows() if row.run == record.run]

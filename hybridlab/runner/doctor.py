@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from hybridlab.cluster import lab_directory
+from hybridlab.cluster import STAGES, lab_directory
 from hybridlab.errors import HybridlabError, LabNotRunning
 from hybridlab.params import Params
 from hybridlab.runner.preflight import check_files, check_params, check_writable, find_params
@@ -44,7 +44,7 @@ def examine(root: Path, params_file: str) -> list[Item]:
     path = find_params(root, params_file)
     try:
         params = check_params(path, ())
-        check_files(params, path.parent, root / "state" / params.cluster)
+        check_files(params, path.parent, root / "state" / params.cluster, tuple(STAGES))
     except HybridlabError as error:
         return [*items, _failed("params", error)]
     items.append(Item("params", True, f"{params_file}: {params.cluster} on site {params.site}"))

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -50,6 +50,7 @@ def execute_notebook(
     *,
     redactor: Redactor | None = None,
     watch: Watch | None = None,
+    make_room: Callable[[], bool] | None = None,
     records: list[Record] | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -58,6 +59,7 @@ def execute_notebook(
         nb,
         redactor=redactor or _default_redactor(),
         watch=watch,
+        make_room=make_room,
         output_path=output_path,
         log_output=log_output,
         progress_bar=progress_bar,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -33,6 +33,16 @@ class Problem:
     why: str = ""
     next_move: str = ""
     exit_code: int = 4
+
+    def masked(self, redact: Callable[[str], str]) -> Problem:
+        """The same without secrets."""
+        return replace(
+            self,
+            what=redact(self.what),
+            where=redact(self.where),
+            why=redact(self.why),
+            next_move=redact(self.next_move),
+        )
 
     def message(self) -> str:
         text = self.what + (f" ({self.where})" if self.where else "") + (f": {self.why}" if self.why else "")

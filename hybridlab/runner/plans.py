@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hybridlab.cluster import STAGES, Cluster
+from hybridlab.cluster import ON_REQUEST, STAGES, Cluster
 from hybridlab.errors import BadInput
 
 STYLE = {"create": "green", "change": "yellow", "delete": "red", "warning": "yellow", "refusal": "bold red"}
-LIFECYCLE = tuple(stage for stage, book in STAGES.items() if book < "900")
+LIFECYCLE = tuple(stage for stage in STAGES if stage not in ON_REQUEST)
 
 
 def stage_word(name: str) -> str:

@@ -13,14 +13,16 @@ import nbformat
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from hybridlab.cluster import STAGES
+from hybridlab.cluster import ON_REQUEST, STAGES, load_stage
 from hybridlab.errors import BadInput
+from hybridlab.ledger import locked
 from hybridlab.params import Params, parse_override, read_params
 from hybridlab.runner.outcome import RunbookResult
+from hybridlab.stages.layout import allowance_named
 
 PARAMETER = "params_file"
-LIFECYCLE = tuple(book for book in STAGES.values() if book < "900")
-"""What a run without names runs: 010 to 090."""
+LIFECYCLE = tuple(book for stage, book in STAGES.items() if stage not in ON_REQUEST)
+"""What a run without names runs: 010 to 090, without 075."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,38 @@ def check_params(path: Path, sets: Sequence[str]) -> Params:
     return read_params(path, dict(parse_override(item) for item in sets))
 
 
-def check_files(params: Params, base: Path, state: Path) -> None:
-    """Files that the params name, and the kubeconfig of an earlier run. Raises BadInput naming the wrong one."""
+def check_request(
+    root: Path, params_file: str | Path, sets: Sequence[str], stages: Sequence[str]
+) -> tuple[Path, Params]:
+    """Everything but the runbooks, before anything starts: the params, what they name, folders, the cluster's lock.
+
+    Returns the params file's path and the params. Raises BadInput, ParamsError, Locked.
+    """
+    path = find_params(root, params_file)
+    params = check_params(path, sets)
+    if params.site != "byo":
+        allowance_named(params.layout.allowance)
+    state = root / "state" / params.cluster
+    check_files(params, path.parent, state, stages)
+    for folder in (state, root / "runs"):
+        check_writable(folder)
+    if stages and (state / "lock").exists():
+        with locked(state / "lock", run="a check"):
+            pass
+    return path, params
+
+
+def reads_compose(stage: str) -> bool:
+    """Whether a stage, or one whose plan it builds on, reads the compose file."""
+    return stage == "migrate" or (stage in STAGES and any(reads_compose(name) for name in load_stage(stage).NEEDS))
+
+
+def check_files(params: Params, base: Path, state: Path, stages: Sequence[str]) -> None:
+    """Files that the params name and these stages read, and the kubeconfig of an earlier run. Raises BadInput."""
+    compose = any(reads_compose(stage) for stage in stages)
     for key, name in (("compose", params.migrate.compose), ("env_file", params.migrate.env_file)):
+        if not compose:
+            break
         path = base / Path(name).expanduser() if name else None
         if path is not None and not path.exists():
             folder = path.parent if path.parent.is_dir() else base

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,8 +37,17 @@ class Record(NotebookExecutionManager):  # type: ignore[misc]
     ``status`` agrees with it. Nothing is saved that the redactor hasn't seen.
     """
 
-    def __init__(self, nb: Any, *, redactor: Redactor, watch: Watch | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        nb: Any,
+        *,
+        redactor: Redactor,
+        watch: Watch | None = None,
+        make_room: Callable[[], bool] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(nb, **kwargs)
+        self.make_room = make_room  # called when a save fails; whether it is worth another try
         self.redactor = redactor
         self.watch = watch
         self.state: RunbookState = "not run"
@@ -45,6 +55,7 @@ class Record(NotebookExecutionManager):  # type: ignore[misc]
         self.cell_seconds = 0.0
         self.stopped_at = ""
         self.save_error: OSError | None = None
+        self._full: OSError | None = None
         self._cell_began = 0.0
         self._current: Any = None
         self._sizes = (0, 0, 0)
@@ -147,20 +158,27 @@ class Record(NotebookExecutionManager):  # type: ignore[misc]
         self.redactor.clean(self.nb if self.redactor.refresh() else cell)
 
     def save(self, **kwargs: Any) -> None:
-        """Save now. A failure is remembered in ``save_error``, which the next success clears."""
+        """Save now. ``save_error`` remembers a failure until the next success; one that took room made, for good."""
         if not self.output_path:
             return
         if self._current is not None:
             self.redact(self._current)
         began = time.monotonic()
-        try:
-            super().save()
-            self.save_error = None
-        except OSError as error:
-            self.save_error = error
+        error = self._try_to_save()
+        if error and self.make_room and self.make_room():
+            self._try_to_save()
+            self._full = error  # it stays, whatever fits from now on: the room is for last words, not for going on
+        self.save_error = self._full or error
         self._dirty = False
         self._saved_at = time.monotonic()
         self._save_took = self._saved_at - began
+
+    def _try_to_save(self) -> OSError | None:
+        try:
+            super().save()
+        except OSError as error:
+            return error
+        return None
 
     def save_if_due(self) -> None:
         """Save what changed, unless saving has cost more than a twentieth of the time: many cells, one record."""

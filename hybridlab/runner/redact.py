@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-MASK = "***"
-SHORTEST = 6
-"""A shorter value is left alone: masking ``1`` or ``yes`` everywhere would make a record unreadable."""
-SHORTEST_LINE = 24
-"""Lines of a longer secret (a PEM key) that are masked on their own too."""
+from hybridlab.masking import all_forms, mask
 
 
 class Redactor:
@@ -39,16 +32,12 @@ class Redactor:
         if signature == self._signature:
             return False
         values = [p.read_bytes().decode("utf-8", errors="replace") for p in files]
-        # longest first: a form that contains another one must go as a whole
-        self._forms = tuple(sorted({f for v in values for f in forms(v)}, key=len, reverse=True))
+        self._forms = all_forms(values)
         self._signature = signature
         return True
 
     def text(self, text: str) -> str:
-        for form in self._forms:
-            if form in text:
-                text = text.replace(form, MASK)
-        return text
+        return mask(text, self._forms)
 
     def clean(self, value: Any) -> Any:
         """Mask in place in nested lists and mappings (their keys too); returns the value, a new one for a string."""
@@ -85,35 +74,3 @@ def _secret_files(folder: Path) -> list[Path]:
         return []
     # a name with a leading dot is another process's half-written file
     return sorted(p for p in folder.iterdir() if p.suffix != ".pub" and not p.name.startswith(".") and p.is_file())
-
-
-def forms(value: str) -> Iterable[str]:
-    """The ways a secret value may appear in text: plain, by line, in JSON, in a URL, in base64 at any offset."""
-    plain = value.strip()
-    if len(plain) < SHORTEST:
-        return
-    for text in {value, plain}:
-        yield text
-        yield json.dumps(text)[1:-1]
-        yield json.dumps(text, ensure_ascii=False)[1:-1]
-        yield urllib.parse.quote(text, safe="")
-        yield urllib.parse.quote_plus(text)
-        yield base64.b64encode(text.encode()).decode()
-        yield base64.urlsafe_b64encode(text.encode()).decode()
-    yield repr(plain)[1:-1]
-    yield from _base64_inside(plain.encode())
-    lines = plain.splitlines()
-    if len(lines) > 1:
-        yield from (line.strip() for line in lines if len(line.strip()) >= SHORTEST_LINE and "-----" not in line)
-
-
-def _base64_inside(value: bytes) -> Iterable[str]:
-    """What is the same in the base64 of any text that contains the value, e.g. of ``user:password``."""
-    for offset in range(3):
-        encoded = base64.b64encode(bytes(offset) + value).decode().rstrip("=")
-        first = -(-offset * 8 // 6)
-        last = (offset + len(value)) * 8 // 6
-        middle = encoded[first:last]
-        if len(middle) >= SHORTEST:
-            yield middle
-            yield middle.replace("+", "-").replace("/", "_")

@@ -53,6 +53,9 @@ class _Safe(HTMLParser):
                 self.out.append(f'<div class="scroll" tabindex="0" role="group" aria-label="{name}">')
             self._caption_due = bool(self._label)
         self._style = tag == "style"
+        if tag == "img":
+            self.out.append(_image(attrs))
+            return
         self.out.append(f"<{RENAMED.get(tag, tag)}{''.join(_attribute(tag, k, v) for k, v in attrs)}>")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -90,6 +93,16 @@ class _Safe(HTMLParser):
 
     def handle_charref(self, name: str) -> None:
         self.handle_data(f"&#{name};")
+
+
+def _image(attrs: list[tuple[str, str | None]]) -> str:
+    """The image with its alternative text; that text alone where the image would have to be fetched."""
+    given = dict(attrs)
+    alt = given.get("alt") or ""
+    if not _INLINE.match((given.get("src") or "").strip()):
+        return html.escape(alt)
+    rest = "".join(_attribute("img", k, v) for k, v in attrs if k != "alt")
+    return f'<img alt="{html.escape(alt, quote=True)}"{rest}>'
 
 
 def _attribute(tag: str, key: str, value: str | None) -> str:

@@ -136,11 +136,12 @@ def _ended(ctx: Context, stage: str, step: Step, event: Any, begin: float, detai
 def _as_step_failure(stage: str, outcome: StepOutcome, error: BaseException) -> BaseException:
     if not isinstance(error, HybridlabError):
         return error
+    again, unknown = "run it again: it looks at what is there and goes on", outcome.event == "unknown"
     failure = StepFailed(
-        f"{stage}: step {outcome.step.id} {'has an unknown outcome' if outcome.event == 'unknown' else 'failed'}",
+        f"{stage}: step {outcome.step.id} {'has an unknown outcome' if unknown else 'failed'}",
         where=outcome.step.target,
         why=str(error).split("\n  next: ")[0],
-        next_move=error.next_move or "run it again: it looks at what is there and goes on",
+        next_move=again if unknown else error.next_move or again,
     )
     failure.exit_code = error.exit_code
     return failure

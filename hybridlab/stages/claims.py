@@ -35,6 +35,7 @@ class Digest:
     sha256: str
     entries: Mapping[str, str] = field(default_factory=dict)
     bytes: int = 0
+    size: int = 0  # what the files take, holes left out; known without reading them
 
     def json(self) -> dict[str, Json]:
         return {"sha256": self.sha256, "entries": dict(self.entries), "bytes": self.bytes}
@@ -90,7 +91,7 @@ def parse_digest(output: str) -> Digest:
             entries[path.encode(errors="backslashreplace").decode()] = json.dumps(facts, sort_keys=True)
         else:
             summary = row
-    return Digest(str(summary["sha256"]), entries, int(summary.get("bytes", 0)))
+    return Digest(str(summary["sha256"]), entries, int(summary.get("bytes", 0)), int(summary.get("size", 0)))
 
 
 def differences(left: Mapping[str, str], right: Mapping[str, str]) -> tuple[str, ...]:

@@ -30,6 +30,22 @@ def without_rejects(text: str) -> str:
     return "".join(line for line in text.splitlines(keepends=True) if line.strip() not in REJECTS)
 
 
+def with_rejects(text: str, original: str) -> str:
+    """A rules file with the rules back that ``original`` had: the original itself where nothing else was changed since,
+    else each rule after the last one of its chain."""
+    if text == without_rejects(original):
+        return original
+    lines = text.splitlines(keepends=True)
+    for rule in rejects_in(original):
+        if rule in rejects_in("".join(lines)):
+            continue
+        chain = " ".join(rule.split()[:2]) + " "
+        places = [n for n, line in enumerate(lines) if line.startswith((chain, "COMMIT"))]
+        last = [n for n in places if lines[n].startswith(chain)]
+        lines.insert(last[-1] + 1 if last else (places or [len(lines)])[0], rule + "\n")
+    return "".join(lines)
+
+
 def live_rules(ctx: Context, host: HostAddress) -> str:
     return ctx.hosts.run(host, ["iptables", "-S"], sudo=True, check=False).stdout
 
@@ -53,10 +69,11 @@ def open_firewall(ctx: Context, host: HostAddress) -> Mapping[str, Json]:
 
 
 def close_firewall(ctx: Context, host: HostAddress) -> Mapping[str, Json]:
-    """Put the two rules back where they were: the original file, and at the end of the live chains."""
+    """Put the rules back that were there: in the file, and at the end of the live chains."""
     result = ctx.hosts.run(host, ["cat", ORIGINAL], sudo=True, check=False)
     if result.exit_status == 0:
-        ctx.hosts.put(host, result.stdout.encode(), RULES_FILE, mode=0o640, sudo=True)
+        back = with_rejects(saved_rules(ctx, host) or "", result.stdout)
+        ctx.hosts.put(host, back.encode(), RULES_FILE, mode=0o640, sudo=True)
     live = rejects_in(live_rules(ctx, host))
     missing = [rule for rule in REJECTS if rule not in live and rule in result.stdout]
     for rule in missing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from hybridlab.errors import Refused
 from hybridlab.models import Json
@@ -28,8 +29,25 @@ def helper_config_map(namespace: str) -> dict[str, Json]:
     }
 
 
-def helper_pod(namespace: str, name: str, claims: Mapping[str, str], *, node: str | None = None) -> dict[str, Json]:
+@dataclass(frozen=True)
+class Seat:
+    """Where a helper must land: as the pods that will use its claims, with all the claims they mount.
+
+    A class that binds late binds a claim to the node of its first pod: a helper elsewhere would keep the service away.
+    """
+
+    claims: tuple[str, ...] = ()
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    node_affinity: Mapping[str, Json] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Json], ...] = ()
+
+
+def helper_pod(
+    namespace: str, name: str, claims: Mapping[str, str], *, node: str | None = None, seat: Seat | None = None
+) -> dict[str, Json]:
     """A pod that sleeps, with the helper and the claims (name → mount path) mounted; runs as root, to keep owners."""
+    if seat is not None:
+        claims = {**{other: f"/beside/{other}" for other in seat.claims}, **claims}
     volumes: list[dict[str, Json]] = [{"name": "helper", "configMap": {"name": "hybridlab-helper"}}]
     mounts = [{"name": "helper", "mountPath": "/opt/hybridlab", "readOnly": True}]
     for index, (claim, path) in enumerate(sorted(claims.items())):
@@ -53,6 +71,11 @@ def helper_pod(namespace: str, name: str, claims: Mapping[str, str], *, node: st
     }
     if node:
         spec["nodeSelector"] = {"kubernetes.io/hostname": node}
+    if seat is not None:
+        spec["tolerations"] = [dict(t) for t in seat.tolerations]
+        spec["nodeSelector"] = dict(seat.node_selector)
+        if seat.node_affinity:
+            spec["affinity"] = {"nodeAffinity": dict(seat.node_affinity)}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -63,7 +86,13 @@ def helper_pod(namespace: str, name: str, claims: Mapping[str, str], *, node: st
 
 @contextmanager
 def running_helper(
-    ctx: Context, namespace: str, name: str, claims: Mapping[str, str], *, node: str | None = None
+    ctx: Context,
+    namespace: str,
+    name: str,
+    claims: Mapping[str, str],
+    *,
+    node: str | None = None,
+    seat: Seat | None = None,
 ) -> Iterator[Callable[..., str]]:
     """Run a helper pod for as long as the block lasts; yields ``call(argv…, stdin=, stdout=)``, which returns stdout.
 
@@ -72,7 +101,7 @@ def running_helper(
     kube = ctx.kube
     kube.apply(helper_config_map(namespace))
     remove_pod(ctx, namespace, name)
-    kube.apply(helper_pod(namespace, name, claims, node=node))
+    kube.apply(helper_pod(namespace, name, claims, node=node, seat=seat))
 
     def call(
         *argv: str,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
@@ -47,7 +47,7 @@ def node_hosts(ctx: Context) -> dict[str, NodeHost]:
         found = {}
         for wish in params.wishes:
             at = str(wish.address)
-            found[wish.name] = NodeHost(wish, HostAddress(wish.name, at, user), at, at)
+            found[wish.name] = NodeHost(wish, HostAddress(wish.name, at, wish.user or user), at, at)
         return found
     running = instances_by_node(ctx.oracle.instances(), params.cluster)
     hosts = {}
@@ -78,10 +78,15 @@ def need_host(ctx: Context, name: str) -> NodeHost:
 
 def on_all(hosts: Mapping[str, NodeHost], work: Callable[[NodeHost], T]) -> dict[str, T]:
     """Do the same on all hosts at once; the first error is raised after all have ended."""
-    if not hosts:
+    return on_all_names(list(hosts), lambda name: work(hosts[name]))
+
+
+def on_all_names(names: Sequence[str], work: Callable[[str], T]) -> dict[str, T]:
+    """Do the same for all names at once; the first error is raised after all have ended."""
+    if not names:
         return {}
-    with ThreadPoolExecutor(max_workers=min(16, len(hosts))) as pool:
-        futures = {name: pool.submit(work, host) for name, host in hosts.items()}
+    with ThreadPoolExecutor(max_workers=min(16, len(names))) as pool:
+        futures = {name: pool.submit(work, name) for name in names}
     return {name: future.result() for name, future in futures.items()}
 
 

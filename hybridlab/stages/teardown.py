@@ -10,8 +10,8 @@ from hybridlab.models import Check, CloudInstance, CloudResource, Finding, HostA
 from hybridlab.params import Params
 from hybridlab.plan import Plan, Step
 from hybridlab.ports import TAG, Context
-from hybridlab.stages import firewall
 from hybridlab.stages.base import Action, Upstream
+from hybridlab.stages.hostundo import undo_host
 from hybridlab.stages.nodes import node_hosts, ours
 from hybridlab.wait import wait_until
 
@@ -52,7 +52,7 @@ def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
             f"clean:{name}",
             "clean",
             name,
-            "K3s, swap and marker go; the firewall's rules come back",
+            "K3s, swap, helper and marker go; the firewall's rules come back",
             "delete",
             {"node": name},
             batch="hosts",
@@ -190,19 +190,7 @@ def _forget_kubeconfig(ctx: Context, step: Step) -> Mapping[str, Json]:
 
 
 def _clean(ctx: Context, step: Step) -> Mapping[str, Json]:
-
-    node = node_hosts(ctx)[step.args["node"]]
-
-    def run(*argv: str) -> int:
-        return ctx.hosts.run(node.host, argv, sudo=True, check=False, timeout_s=300).exit_status
-
-    script = "k3s-uninstall.sh" if node.wish.role == "server" else "k3s-agent-uninstall.sh"
-    if run("test", "-e", f"/usr/local/bin/{script}") == 0:
-        ctx.hosts.run(node.host, [f"/usr/local/bin/{script}"], sudo=True, timeout_s=300)
-    restored = firewall.close_firewall(ctx, node.host)
-    run("swapoff", "/swapfile-hybridlab")
-    run("rm", "-f", "/swapfile-hybridlab", "/etc/hybridlab/cluster")
-    return restored
+    return undo_host(ctx, node_hosts(ctx)[step.args["node"]])
 
 
 ACTIONS: Mapping[str, Action] = {
@@ -218,6 +206,9 @@ def verify(ctx: Context) -> tuple[Check, ...]:
     seen = look(ctx)
     guests = _guests(seen, ctx.params.cluster)
     vms = [vm.name for vm in seen.instances if ours(vm.tags, ctx.params.cluster) and vm.state not in GONE]
+    if ctx.params.site == "byo":
+        marked = ", ".join(seen.marked_hosts)
+        return (Check("hosts", not marked, f"still marked as ours: {marked}" if marked else "none carries our marker"),)
     left = _left(seen.resources, ctx.params.cluster, guests=bool(guests))
     checks = [
         Check("VMs", not vms, ", ".join(vms) or "none left"),

@@ -8,15 +8,15 @@ from typing import Any
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from hybridlab.cluster import Cluster, StageRun
 from hybridlab.errors import BadInput
 from hybridlab.stages import layout, scores
-from hybridlab.stages.bootstrap.proof import connectivity
+from hybridlab.stages.bootstrap.matrix import BEFORE, connectivity
 from hybridlab.stages.nodes import node_hosts
-
-ARM, AMD, GREY, RED, GREEN = "#0b7a75", "#c2571a", "#8a8f98", "#c62828", "#1a7f37"
-ARCH_COLOURS = {"arm64": ARM, "amd64": AMD}
+from hybridlab.ui.colours import ARCH_COLOURS, GREEN, GREY, RED
+from hybridlab.ui.moves import move_figure
 
 
 def figure(stage: StageRun) -> go.Figure | None:
@@ -68,37 +68,41 @@ def allowance_figure(cluster: Cluster) -> go.Figure:
 
 
 def connectivity_figure(cluster: Cluster) -> go.Figure | None:
-    """From which node to which the ports of K3s are open, measured now."""
+    """From which node to which the ports of K3s are open, measured now; beside it how it was before bootstrap."""
     hosts = node_hosts(cluster)
     if len(hosts) < 2:
         return None
-    matrix, names = connectivity(cluster, hosts), list(hosts)
-    values, texts = [], []
-    for source in names:
-        row = [None if source == target else matrix.get((source, target), "not probed") for target in names]
-        values.append([None if r is None else (1 if r == "ok" else 0) for r in row])
-        texts.append(["" if r is None else r for r in row])
-    made = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=names,
-            y=names,
-            text=texts,
-            texttemplate="%{text}",
-            showscale=False,
-            zmin=0,
-            zmax=1,
-            colorscale=[[0, RED], [1, GREEN]],
-            xgap=3,
-            ygap=3,
-            hovertemplate="%{y} → %{x}: %{text}<extra></extra>",
-        )
-    )
-    made.update_layout(
-        title="Paths between nodes (6443/tcp, 10250/tcp, 8472/udp)", xaxis_title="to", yaxis_title="from"
-    )
+    names = list(hosts)
+    now = {f"{a} → {b}": state for (a, b), state in connectivity(cluster, hosts).items()}
+    kept = cluster.evidence.load(BEFORE)
+    pictures = {"before": kept.data["paths"], "now": now} if kept else {"now": now}
+    titles = list(pictures) if len(pictures) > 1 else None
+    made = make_subplots(1, len(pictures), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04)
+    for column, paths in enumerate(pictures.values(), 1):
+        made.add_trace(_path_grid(names, paths), 1, column)
+    made.update_layout(title="Paths between nodes (6443/tcp, 10250/tcp, 8472/udp)")
+    made.update_xaxes(title="to")
     made.update_yaxes(autorange="reversed")
+    made.update_yaxes(title="from", col=1)
     return made
+
+
+def _path_grid(names: list[str], paths: Mapping[str, str]) -> go.Heatmap:
+    rows = [[None if a == b else paths.get(f"{a} → {b}", "not probed") for b in names] for a in names]
+    return go.Heatmap(
+        z=[[None if state is None else int(state == "ok") for state in row] for row in rows],
+        x=names,
+        y=names,
+        text=[[state or "" for state in row] for row in rows],
+        texttemplate="%{text}",
+        showscale=False,
+        zmin=0,
+        zmax=1,
+        colorscale=[[0, RED], [1, GREEN]],
+        xgap=3,
+        ygap=3,
+        hovertemplate="%{y} → %{x}: %{text}<extra></extra>",
+    )
 
 
 def benchmark_figure(cluster: Cluster) -> go.Figure | None:
@@ -185,7 +189,8 @@ _FIGURES: Mapping[str, Callable[[Cluster], go.Figure | None]] = {
     "layout": allowance_figure,
     "bootstrap": connectivity_figure,
     "benchmark": benchmark_figure,
-    "migrate": placement_figure,
+    "migrate": move_figure,
+    "cut_over": move_figure,
     "maintain": placement_figure,
     "backup": coverage_figure,
 }

@@ -192,6 +192,27 @@ def view_fidelity(move: Any) -> Table:
     return Table(f"Compose keys: {mapped} mapped as they are, and these", ("", "service", "key", "how"), rows)
 
 
+def _cut_over(seen: Any) -> list[View]:
+    if seen.move is None:
+        return [Line(Mark(NOTE, "nothing"), "no compose file is named in the params")]
+    side = {"cluster": "in the cluster", "docker": "on the Docker host, after a cut-over was taken back"}
+    where = side.get(seen.state, "on the Docker host: they were never cut over")
+    since = f" since {seen.since[:19].replace('T', ' ')} UTC" if seen.since else ""
+    old = {c.service: c for c in seen.there}
+    rows = []
+    for service, placement in seen.move.manifests.placements.items():
+        here = Mark(GOOD, "Ready") if service in seen.ready else Mark(WARN, "not Ready")
+        here = here if service in seen.up else Mark(NOTE, "at rest")
+        there = "none" if service not in old else "runs" if old[service].running else "stopped"
+        rows.append(
+            (service, there, here if placement.kind in migrate.RUNNABLE else Mark(BAD, "can't run"), placement.reason)
+        )
+    return [
+        Line(Mark(GOOD if seen.state == "cluster" else NOTE, "services"), f"{where}{since}"),
+        Table("Both sides", ("service", "Docker host", "cluster", "runs on"), rows),
+    ]
+
+
 def _backup(seen: Any) -> list[View]:
     rows = [(c.name, c.phase, c.storage_class, ", ".join(c.pods) or "nothing", c.node) for c in seen.claims]
     return [
@@ -234,6 +255,7 @@ _VIEWS: dict[str, Callable[[Any], list[View]]] = {
     "storage": _storage,
     "expose": _expose,
     "migrate": _migrate,
+    "cut_over": _cut_over,
     "backup": _backup,
     "drill": _drill,
     "teardown": _teardown,

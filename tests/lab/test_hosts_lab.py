@@ -375,7 +375,7 @@ def test_docker_lists_services_and_volumes(docker: SshHosts) -> None:
     mounts = json.loads(docker.run(DOCKER, ["docker", "inspect", "homelab-mastodon-web-1"]).stdout)[0]["Mounts"]
     assert [(m["Type"], m["Destination"]) for m in mounts] == [("bind", "/mastodon/public/system")]
     assert docker.run(DOCKER, ["docker", "volume", "inspect", "nope"], check=False).exit_status == 1
-    assert docker.run(DOCKER, ["docker", "exec", "x", "mysqldump"], check=False).exit_status == 127
+    assert docker.run(DOCKER, ["docker", "run", "x", "mysqldump"], check=False).exit_status == 127
 
 
 def test_docker_stops_and_starts_services(docker: SshHosts) -> None:

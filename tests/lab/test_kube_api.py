@@ -484,9 +484,7 @@ def widgets(api: Any) -> Iterator[str]:
     until(established, "the definition to be established")
     yield group
     extensions.delete_custom_resource_definition(f"widgets.{group}")
-    until(
-        lambda: code(extensions.read_custom_resource_definition, f"widgets.{group}") == 404, "the definition to go"
-    )
+    until(lambda: code(extensions.read_custom_resource_definition, f"widgets.{group}") == 404, "the definition to go")
 
 
 def widget(group: str, name: str, **spec: Any) -> Obj:

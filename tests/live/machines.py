@@ -31,7 +31,7 @@ USER = "ubuntu"
 SUITE = "bookworm"
 PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "openssh-server", "sudo", "iptables", "iptables-persistent", "python3",
-    "open-iscsi", "curl", "iproute2", "procps", "kmod", "openssl",
+    "open-iscsi", "curl", "iproute2", "procps", "kmod", "openssl", "python3-yaml",
 )  # fmt: skip
 IMAGE_BYTES = 3 << 30  # sparse
 BOOT_DEADLINE_S = 60.0
@@ -47,6 +47,8 @@ FILES = {
         "[Service]\nType=oneshot\nExecStart=/sbin/swapon -a\n[Install]\nWantedBy=multi-user.target\n"
     ),
     "etc/ssh/sshd_config.d/10-test.conf": "PasswordAuthentication no\nPermitRootLogin no\nUseDNS no\n",
+    # as on Ubuntu, which Oracle's images are
+    "etc/environment": 'PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"\n',
     "etc/resolv.conf": "",
     "etc/fstab": "",
 }
@@ -76,6 +78,9 @@ def why_not() -> str:
     if made.returncode:
         return f"this sandbox allows no bridge: {made.stderr.strip()}"
     _must("ip", "link", "del", probe)
+    swaps = Path("/proc/swaps").read_text(encoding="utf-8")
+    if "/swapfile-hybridlab" in swaps:
+        return "another run's machine has a swap file in use, and machines share the kernel's list of them"
     if not Path("/dev/loop-control").exists():
         return "this sandbox has no loop devices"
     return ""
@@ -141,6 +146,9 @@ def _make_image(path: Path, rules: str) -> None:
             file.truncate(IMAGE_BYTES)
         _must("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-d", str(tree), str(half), timeout_s=300)
         half.rename(path)
+        for old in path.parent.glob(f"debian-{SUITE}-*.ext4"):
+            if old != path:
+                old.unlink()
     finally:
         shutil.rmtree(tree, ignore_errors=True)
         half.unlink(missing_ok=True)
@@ -207,8 +215,11 @@ class LiveMachine:
 
     def _supervise(self) -> None:
         argv = [
+            *(("setpriv", "--pdeathsig", "TERM") if _which("setpriv") else ()),  # nothing outlives a killed test run
             "systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--link-journal=no",
-            f"--network-bridge={self.bridge}", f"--machine={self.name}", f"--directory={self.root}",
+            # the host's end of the network is named after the machine: another test run may have one of that name
+            f"--network-bridge={self.bridge}", f"--machine={self.bridge}-{self.name}", f"--hostname={self.name}",
+            f"--directory={self.root}",
             "--system-call-filter=@swap", "--console=pipe", "--settings=no", "--timezone=off", "--resolv-conf=off",
         ]  # fmt: skip
         while not self._stopping:
@@ -295,6 +306,7 @@ def live_machines(folder: Path) -> Iterator[LiveMachines]:
     folder.mkdir(parents=True, exist_ok=True)
     key = folder / "key"
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(key)
+    key.chmod(0o600)
     bridge = f"hl{os.getpid() % 1000000}"
     network = f"10.213.{_free_network()}"
     _must("ip", "link", "add", bridge, "type", "bridge")

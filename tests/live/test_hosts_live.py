@@ -13,7 +13,7 @@ from test_hosts import Target
 from hybridlab.drivers.ssh import SshHosts
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module")  # type: ignore[no-redef]
 def target(rig: LiveMachines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     machine = rig.add(["contract"])[0]
     known_hosts: Path = tmp_path_factory.mktemp("contract") / "known_hosts"

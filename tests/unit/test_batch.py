@@ -76,7 +76,7 @@ def test_a_whole_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| 030-bootstrap-k3s | done |" in (root / "summary.md").read_text()
     assert "| 2 | 0 | 1 | 1 of 1 |" in (root / "summary.md").read_text()
     assert (folder / "report" / "index.html").exists()
-    assert not (folder / ".spare").exists()
+    assert not list(folder.glob(".spare*"))
 
 
 @pytest.mark.parametrize(
@@ -221,9 +221,16 @@ def test_bad_params_are_refused(root: Path) -> None:
     runbook(root, "010-plan-cluster")
     with pytest.raises(ParamsError, match=r"did you mean storage\.replicas"):
         run(root, sets=["storage.replicass=1"])
+    runbook(root, "080-back-up")
     with pytest.raises(BadInput, match=r"compose\.yaml"):
         run(root, sets=["migrate.compose=compose.yaml"])
     assert nothing_changed(root)
+
+
+def test_a_missing_compose_file_stops_only_who_reads_it(root: Path) -> None:
+    runbook(root, "010-plan-cluster")
+    runbook(root, "900-tear-down")
+    assert run(root, sets=["migrate.compose=compose.yaml"])[0].exit_code == 0
 
 
 def test_a_locked_cluster_is_refused(root: Path) -> None:

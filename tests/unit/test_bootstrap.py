@@ -134,6 +134,20 @@ def test_closing_puts_back_what_was_there(tmp_path: Path) -> None:
     assert firewall.close_firewall(ctx, ADDRESS) == {"restored": 0}
 
 
+def test_closing_keeps_what_others_changed_since(tmp_path: Path) -> None:
+    host = Host()
+    ctx = FakeContext(tmp_path, hosts=host.hosts)
+    firewall.open_firewall(ctx, ADDRESS)
+    mine = KEPT.replace("-A INPUT -p icmp", "-A INPUT -p tcp --dport 443 -j ACCEPT\n-A INPUT -p icmp")
+    host.hosts.files["h", firewall.RULES_FILE] = mine.encode()
+    firewall.close_firewall(ctx, ADDRESS)
+    saved = host.file(firewall.RULES_FILE)
+    assert firewall.without_rejects(saved) == mine
+    assert firewall.rejects_in(saved) == (INPUT, FORWARD)
+    assert saved.index(INPUT) > saved.rindex("\n-A INPUT -p"), "after the rules that accept"
+    assert saved.index(FORWARD) < saved.index("COMMIT")
+
+
 def test_closing_what_was_never_opened_adds_nothing(tmp_path: Path) -> None:
     host = Host(live=KEPT, saved=KEPT)
     assert firewall.close_firewall(FakeContext(tmp_path, hosts=host.hosts), ADDRESS) == {"restored": 0}
@@ -400,6 +414,7 @@ def test_from_nothing_everything_in_order() -> None:
         "mark:arm-1",
         "mark:arm-2",
         "mark:amd-1",
+        "probe",
         "open-firewall:arm-1",
         "open-firewall:arm-2",
         "open-firewall:amd-1",
@@ -421,7 +436,7 @@ def test_from_nothing_everything_in_order() -> None:
     }
     assert all(s.action in bootstrap.ACTIONS for s in made.steps)
     assert made.expected["nodes"][2] == {"name": "amd-1", "arch": "amd64", "small": True}
-    assert made.steps[6].args == {"node": "amd-1", "gb": 2}
+    assert made.steps[7].args == {"node": "amd-1", "gb": 2}
 
 
 def test_what_is_there_needs_nothing() -> None:
@@ -437,12 +452,6 @@ def test_what_is_there_needs_nothing() -> None:
         ({"arm-2": {"unit": "failed"}}, {"arm-2": {"ready": False}}, ["start:arm-2"], "k3s-agent is failed"),
         ({"arm-1": {"unit": "inactive"}}, {}, ["start:arm-1"], "k3s is inactive"),
         ({"arm-2": {"k3s_version": ""}}, {"arm-2": ...}, ["install:arm-2"], f"K3s {VERSION} as agent"),
-        (
-            {"arm-2": {"k3s_version": "v1.33.0+k3s1"}},
-            {},
-            ["install:arm-2"],
-            f"K3s is v1.33.0+k3s1, wanted {VERSION}",
-        ),
         ({"arm-2": {"rejects_live": (INPUT,)}}, {}, ["open-firewall:arm-2"], "REJECT rules live"),
         ({"arm-2": {"rejects_saved": (INPUT,)}}, {}, ["open-firewall:arm-2"], "REJECT rules in the file"),
         (
@@ -451,6 +460,7 @@ def test_what_is_there_needs_nothing() -> None:
             ["open-firewall:arm-2"],
             "REJECT rules live and in the file",
         ),
+        ({"arm-2": {"helper": False}}, {}, ["mark:arm-2"], "the helper on it is another version's"),
         ({"amd-1": {"swap": ("/swap.img",)}}, {}, ["swap:amd-1"], "1 GB of memory: a swap file of 2 GB"),
         ({}, {"arm-2": ...}, ["configure:arm-2"], "K3s runs and the node is not in the cluster"),
         ({}, {"arm-2": {"ready": False}}, ["await:arm-2"], "K3s runs and the node is not Ready"),
@@ -644,7 +654,7 @@ def healthy(name: str, argv: tuple[str, ...]) -> tuple[int, str]:
         ("swapon", "--show=NAME", "--noheadings", "--raw"): "/swapfile-hybridlab\n/swap.img\n",
     }
     if "probe" in argv:
-        return 0, json.dumps([{"target": t, "state": "silent" if "udp" in t else "open"} for t in argv[3:]])
+        return 0, json.dumps([{"target": t, "state": "silent" if "udp" in t else "open"} for t in argv[7:]])
     return 0, table.get(argv, "")
 
 
@@ -654,6 +664,7 @@ def test_look_at_a_host(tmp_path: Path) -> None:
     arm = state.hosts["arm-2"]
     assert (arm.machine, arm.marker, arm.k3s_version, arm.unit) == ("aarch64", "homelab", VERSION, "active")
     assert arm.config == {"node-name": "x"}
+    assert not arm.helper
     assert arm.other_firewalls == ("ufw",)
     assert arm.swap == ("/swapfile-hybridlab", "/swap.img")
     assert (arm.rejects_live, arm.rejects_saved) == ((), ())
@@ -686,8 +697,8 @@ def test_verify_sees_each_failure(tmp_path: Path) -> None:
 
     def blocked(name: str, argv: tuple[str, ...]) -> tuple[int, str]:
         if name == "arm-2" and "probe" in argv:
-            states = ["rejected" if t.endswith("8472/udp") else "open" for t in argv[3:]]
-            return 0, json.dumps([{"target": t, "state": s} for t, s in zip(argv[3:], states, strict=True)])
+            states = ["rejected" if t.endswith("8472/udp") else "open" for t in argv[7:]]
+            return 0, json.dumps([{"target": t, "state": s} for t, s in zip(argv[7:], states, strict=True)])
         return healthy(name, argv)
 
     def failed(checks: dict[str, bool]) -> list[str]:
@@ -706,12 +717,12 @@ def test_verify_sees_each_failure(tmp_path: Path) -> None:
 def test_one_closed_port_is_not_hidden_by_an_open_one(tmp_path: Path) -> None:
     def first_closed(name: str, argv: tuple[str, ...]) -> tuple[int, str]:
         if name == "arm-2" and "probe" in argv:
-            states = ["timeout" if t.endswith("10250/tcp") else "open" for t in argv[3:]]
-            return 0, json.dumps([{"target": t, "state": s} for t, s in zip(argv[3:], states, strict=True)])
+            states = ["timeout" if t.endswith("10250/tcp") else "open" for t in argv[7:]]
+            return 0, json.dumps([{"target": t, "state": s} for t, s in zip(argv[7:], states, strict=True)])
         return healthy(name, argv)
 
     ctx = built(tmp_path, first_closed)
-    from hybridlab.stages.bootstrap.proof import connectivity
+    from hybridlab.stages.bootstrap.matrix import connectivity
     from hybridlab.stages.nodes import node_hosts
 
     found = connectivity(ctx, node_hosts(ctx))
@@ -720,7 +731,7 @@ def test_one_closed_port_is_not_hidden_by_an_open_one(tmp_path: Path) -> None:
         ("arm-2", "arm-1"): "10250/tcp timeout",
         ("arm-2", "amd-1"): "10250/tcp timeout",
     }
-    targets = {t for name, argv in ctx.hosts.ran if name == "arm-2" and "probe" in argv for t in argv[3:]}
+    targets = {t for name, argv in ctx.hosts.ran if name == "arm-2" and "probe" in argv for t in argv[7:]}
     server, agent = vm("arm-1").private_ip, vm("amd-1").private_ip
     assert targets == {
         f"{server}:10250/tcp",

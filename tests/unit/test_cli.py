@@ -121,6 +121,39 @@ def test_the_schema_is_json_schema(root: Path) -> None:
     assert schema["additionalProperties"] is False
 
 
+def test_every_parameter_is_listed(root: Path) -> None:
+    rows = json.loads(hybridlab(root, "params", "--json").stdout)
+    found = {row["path"]: row for row in rows}
+    assert found["storage.engine"]["choices"][0] == "jiva"
+    assert found["nodes.NAME.arch"]["required"]
+    listed = hybridlab(root, "params", "storage")
+    assert "storage.replicas" in listed.stdout
+    assert "backup.bucket" not in listed.stdout
+    assert "one of: backup" in hybridlab(root, "params", "nothing").stderr
+
+
+def test_an_editor_finds_the_schema(root: Path) -> None:
+    done = hybridlab(root, "params-schema", "-o", "params/params.schema.json")
+    assert "yaml-language-server: $schema=params.schema.json" in done.stdout
+    schema = json.loads((root / "params/params.schema.json").read_text())
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert schema["$defs"]["Storage"]["properties"]["replicas"]["maximum"] == 5
+
+
+def test_what_is_wrong_is_found_before_a_lab_is_started(root: Path) -> None:
+    path = root / "params/toy.yaml"
+    path.write_text(path.read_text().replace("site: byo", "site: lab"))
+    runbook(root, "070-migrate-services")
+    for words in (["--set", "migrate.compose=no.yaml"], ["--set", "layout.allowance=never"]):
+        done = hybridlab(root, "run", "-p", "params/toy.yaml", *words)
+        assert done.returncode == 2, done.stderr
+        assert "the lab is up" not in done.stderr
+    with locked(root / "state/toybox/lock", run="the-first"):
+        done = hybridlab(root, "run", "-p", "params/toy.yaml")
+    assert "run the-first" in done.stderr
+    assert not (root / ".lab").exists()
+
+
 def test_doctor_names_what_is_missing(root: Path) -> None:
     done = hybridlab(root, "doctor", "-p", "params/toy.yaml", CLOUDFLARE_TUNNEL_TOKEN="")
     assert done.returncode == 1

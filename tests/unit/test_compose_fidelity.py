@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ruamel.yaml import YAML
 
 from hybridlab.compose import Manifests, convert, write
 from hybridlab.compose.fidelity import missing_lines
+from hybridlab.compose.write import to_yaml
 from hybridlab.errors import BadInput
 
 # One service with nearly every key that Compose has, in its normalised form.
@@ -168,10 +170,13 @@ def test_the_folder_holds_a_file_per_service_and_the_reports(tmp_path: Path) -> 
     files = write(made, tmp_path / "out")
     names = [path.name for path in files]
     assert names[0] == "00-namespace.yaml"
-    assert {"a.yaml", "b.yaml", "kustomization.yaml", "REPORT.md", "fidelity.json"} <= set(names)
-    read = [obj for path in files if path.suffix == ".yaml" for obj in YAML(typ="safe").load_all(path.read_text())]
-    objects = [obj for obj in read if obj["kind"] != "Kustomization"]
-    assert sorted(map(repr, objects)) == sorted(map(repr, made.objects))
+    assert {"a.yaml", "b.yaml", "REPORT.md", "fidelity.jsonl"} <= set(names)
+    # kubectl apply -f takes every .yaml and .json of a folder for objects
+    read = [obj for path in files if path.suffix in (".yaml", ".json") for obj in YAML().load_all(path.read_text())]
+    assert sorted(json.dumps(obj) for obj in read) == sorted(json.dumps(obj) for obj in made.objects)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "fidelity.jsonl").read_text().splitlines()]
+    assert [row["key"] for row in rows if row["row"] == "key"] == [finding.key for finding in made.fidelity]
+    assert rows[0]["project"] == made.project
     report = (tmp_path / "out" / "REPORT.md").read_text()
     assert "**refused**" in report
     assert "the image is known, no build is needed" in report
@@ -210,3 +215,19 @@ def test_texts_survive_the_yaml(tmp_path: Path, text: str) -> None:
     files = write(Manifests(**{**vars(made), "objects": tuple(swapped)}), tmp_path / "out")
     read = [obj for path in files if path.suffix == ".yaml" for obj in YAML(typ="safe").load_all(path.read_text())]
     assert [obj["data"]["c"] for obj in read if obj["kind"] == "ConfigMap"] == [text]
+
+
+NOT_TEXT = "yes No on OFF y n true ~ null 0755 0o17 0x1F 1e3 1_000 12:30:45 .5 .inf 2001-12-14 << = -1 +1.5"
+
+
+@pytest.mark.parametrize("text", NOT_TEXT.split(" "))
+def test_texts_stay_texts_for_readers_of_yaml_1_1(text: str) -> None:
+    written = to_yaml({"kind": "ConfigMap", "data": {"A": text, "yes": "x"}})
+    old = YAML(typ="safe", pure=True)
+    old.version = "1.1"
+    assert old.load(written.removeprefix("---\n")) == {"kind": "ConfigMap", "data": {"A": text, "yes": "x"}}
+
+
+@pytest.mark.parametrize("text", ["1Gi", "100m", "mariadb:11", "16-alpine", "noon", "yesterday"])
+def test_plain_texts_stay_plain(text: str) -> None:
+    assert f"A: {text}\n" in to_yaml({"A": text})

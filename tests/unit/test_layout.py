@@ -202,7 +202,8 @@ def test_look_and_verify_count_our_own_machines_as_ours(tmp_path: Path) -> None:
     assert state.foreign == {"A1 OCPUs": 2, "A1 memory GB": 12, "volumes": 2, "volumes GB": 100}
     over = {c.name: c.evidence for c in layout.verify(ctx) if not c.ok}
     assert set(over) == {"A1 OCPUs", "A1 memory GB", "volumes", "volumes GB"}
-    assert over["A1 OCPUs"].startswith("3 wanted, 2 allowed by allowance until-2026-06 (less 2 that other machines use)")
+    said = "3 wanted, 2 allowed by allowance until-2026-06 (less 2 that other machines use)"
+    assert over["A1 OCPUs"].startswith(said)
     refusals = {f.subject for f in layout.plan(ctx.params, state, {}).refusals}
     assert refusals == set(over)
     oracle.vms = [v for v in oracle.vms if v.name not in ("guest", "theirs")]

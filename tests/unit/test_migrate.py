@@ -16,7 +16,7 @@ from hybridlab.errors import BadInput, DeadlineExceeded, NotFound, Refused
 from hybridlab.models import ImageInfo
 from hybridlab.plan import Plan
 from hybridlab.stages import migrate
-from hybridlab.stages.migrate import Seen, copying, wanted_objects
+from hybridlab.stages.migrate import Seen, copying, dockerside, wanted_objects
 from hybridlab.stages.migrate.project import Move, capacities, requests_of
 from hybridlab.stages.objects import Differences, ref
 
@@ -213,6 +213,20 @@ def test_before_there_is_a_cluster_the_wishes_count() -> None:
 
 
 # -- where the data are ------------------------------------------------------------------------------------------------
+WEB = {
+    "Name": "/demo-web-1",
+    "Config": {
+        "Image": "web:1",
+        "Labels": {
+            "com.docker.compose.service": "web",
+            "com.docker.compose.project.working_dir": "/home/ada/demo",
+        },
+    },
+    "State": {"Running": True},
+    "Mounts": [{"Type": "volume", "Source": "/var/lib/docker/volumes/0123abcd/_data", "Destination": "/cache/"}],
+}
+
+
 def docker(name: str, argv: tuple[str, ...]) -> tuple[int, str]:
     match argv:
         case ("docker", "volume", "inspect", "demo_site"):
@@ -223,7 +237,7 @@ def docker(name: str, argv: tuple[str, ...]) -> tuple[int, str]:
             mine = "label=com.docker.compose.project=demo" in rest
             return 0, '{"Names": "demo-web-1"}\n' if mine else ""
         case ("docker", "inspect", "demo-web-1"):
-            return 0, '[{"Config": {"Labels": {"com.docker.compose.project.working_dir": "/home/ada/demo"}}}]'
+            return 0, json.dumps([WEB])
     raise AssertionError(argv)
 
 
@@ -234,19 +248,21 @@ def docker(name: str, argv: tuple[str, ...]) -> tuple[int, str]:
         ("bind", "./public/system", "/home/ada/demo/public/system"),
         ("bind", "../shared", "/home/ada/shared"),
         ("bind", "/srv/data", "/srv/data"),
+        ("bind", "~/notes", "/home/ubuntu/notes"),
+        ("anonymous", "web:/cache", "/var/lib/docker/volumes/0123abcd/_data"),
     ],
 )
 def test_source_path(tmp_path: Path, kind: Any, source: str, path: str) -> None:
     ctx = FakeContext(tmp_path)
     ctx.docker_hosts = FakeHosts(docker)
-    assert copying.source_path(ctx, ClaimSource("c", kind, source, ("web",)), "demo") == path
+    assert dockerside.source_path(ctx, ClaimSource("c", kind, source, ("web",)), "demo") == path
 
 
 @pytest.mark.parametrize(
     ("kind", "source", "name", "said"),
     [
         ("volume", "demo_gone", "demo", "no volume demo_gone"),
-        ("anonymous", "web:/x", "demo", "anonymous volume"),
+        ("anonymous", "web:/x", "demo", "service web has a volume at /x"),
         ("bind", "./x", "another", "no container of project another"),
     ],
 )
@@ -254,7 +270,7 @@ def test_source_path_that_is_not_there(tmp_path: Path, kind: Any, source: str, n
     ctx = FakeContext(tmp_path)
     ctx.docker_hosts = FakeHosts(docker)
     with pytest.raises(NotFound, match=said):
-        copying.source_path(ctx, ClaimSource("c", kind, source, ("web",)), name)
+        dockerside.source_path(ctx, ClaimSource("c", kind, source, ("web",)), name)
 
 
 def test_only_chosen_services() -> None:
@@ -273,12 +289,14 @@ class Source:
 
     def __init__(self, *states: dict[str, str]) -> None:
         self.states = list(states)
+        self.helper_calls: list[tuple[str, ...]] = []
         self.hosts = FakeHosts(self.answer)
 
     def answer(self, name: str, argv: tuple[str, ...]) -> tuple[int, str]:
-        if argv[:2] == ("python3", "/tmp/hybridlab/node_helper.py"):
+        if argv[:2] == ("python3", "/opt/hybridlab/node_helper.py"):
             assert argv[3] == "/var/lib/docker/volumes/demo_site/_data"
             now = self.states[0]
+            self.helper_calls.append(argv[2:])
             if argv[2] == "digest":
                 return 0, digest_lines(self.states.pop(0) if len(self.states) > 1 else now)
             assert argv[2] == "archive"
@@ -310,7 +328,7 @@ class Claim(PodKube):
 
 
 SITE = ClaimSource("site", "volume", "demo_site", ("web",))
-A, B = {"a": "1"}, {"a": "2"}
+A, B = {".": "", "a": "1"}, {".": "", "a": "2"}
 
 
 def copied(tmp_path: Path, kube: Claim, *states: dict[str, str]) -> Any:

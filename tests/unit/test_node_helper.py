@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import hashlib
+import http.server
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -476,3 +478,61 @@ def test_big_streams_pass_in_constant_memory(tmp_path: Path) -> None:
     writer = subprocess.Popen([*command, "extract", tmp_path / "target"], stdin=reader.stdout, preexec_fn=limited)
     assert (writer.wait(60), reader.wait(60)) == (0, 0)
     assert (tmp_path / "target" / "big").stat().st_size == 300 << 20
+
+
+# -- single files, streams and URLs ------------------------------------------------------------------------------------
+def test_a_single_file_lands_under_its_own_name(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (source / "acme.json").write_bytes(b"{}")
+    (source / "acme.json").chmod(0o600)
+    (source / "other").write_bytes(b"not asked for")
+    out, _ = helper("archive", source / "acme.json")
+    helper("extract", target, "--clean", stdin=out)
+    assert [p.name for p in target.iterdir()] == ["acme.json"]
+    assert (target / "acme.json").stat().st_mode & 0o777 == 0o600
+    assert comparable(digest(source / "acme.json")) == comparable(digest(target / "acme.json"))
+
+
+def framed(*pieces: bytes, end: bool = True) -> bytes:
+    return b"".join(b"%d\n" % len(piece) + piece for piece in pieces) + (b"0\n" if end else b"")
+
+
+def test_a_stream_is_received_whole(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 9000  # more than one read
+    out, _ = helper("receive", tmp_path / "dump", "--mode=640", stdin=framed(b"REDIS", data, b"\n0\n"))
+    whole = b"REDIS" + data + b"\n0\n"
+    assert (tmp_path / "dump").read_bytes() == whole
+    assert (tmp_path / "dump").stat().st_mode & 0o777 == 0o640
+    assert json.loads(out) == {
+        "path": str(tmp_path / "dump"),
+        "size": len(whole),
+        "sha256": hashlib.sha256(whole).hexdigest(),
+    }
+
+
+@pytest.mark.parametrize("stream", [framed(b"abc", end=False), b"5\nab", b"", b"REDIS", b"-1\n"])
+def test_a_stream_that_broke_off_leaves_what_was_there(tmp_path: Path, stream: bytes) -> None:
+    (tmp_path / "dump").write_bytes(b"the last one")
+    helper("receive", tmp_path / "dump", stdin=stream, status=4)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("dump", b"the last one")]
+
+
+def test_fetching_a_url() -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(301 if self.path == "/moved?x=1" else 200)
+            self.send_header("Location", "http://127.0.0.1:1/")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        assert json.loads(helper("fetch", f"http://127.0.0.1:{port}/moved?x=1")[0])["status"] == 301
+        assert json.loads(helper("fetch", f"http://127.0.0.1:{port}")[0])["status"] == 200
+        server.shutdown()
+    row = json.loads(helper("fetch", f"http://127.0.0.1:{port}/")[0])
+    assert (row["status"], row["error"]) == (0, "Connection refused")

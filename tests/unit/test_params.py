@@ -12,7 +12,6 @@ from fakes import LAB, make_params
 from hybridlab.errors import ParamsError, SchemaTooNew
 from hybridlab.params import (
     Params,
-    Provision,
     check_params,
     fields_of,
     parse_override,
@@ -20,6 +19,7 @@ from hybridlab.params import (
     save_params,
     set_path,
 )
+from hybridlab.sections import Provision
 
 SHIPPED = Path(__file__).parents[2] / "params"
 TEXT = """\

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hybridlab.ledger import SecretStore
-from hybridlab.runner.redact import MASK, Redactor
+from hybridlab.masking import MASK
+from hybridlab.runner.redact import Redactor
 
 SECRET = 's3cr3t/val+ue=&"q"'
 PEM = "-----BEGIN KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ8\nzvQ1XxQp0Qm2b3ZkUeXnVfQmlzvQ1XxQp0Qm2b3Zk\n-----END KEY-----\n"

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
-import socket
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from toy_report import RUN, toy_run
 
 from hybridlab.errors import BadInput
-from hybridlab.ledger import EvidenceStore, Ledger, SecretStore, now_iso
-from hybridlab.runner.outcome import Problem, RunbookResult, RunRecord, save_record
+from hybridlab.runner.outcome import load_record, save_record
 from hybridlab.runner.report import find_run, span, write_report
 from hybridlab.runner.safe_html import safe_html
-
-RUN = "20260101T000000Z-toybox"
-FIGURE = {"data": [{"type": "bar", "x": ["</script><b>"], "y": [1]}], "layout": {"title": {"text": "Memory"}}}
-NODES = [{"name": "arm-1", "role": "server", "arch": "arm64", "ocpus": 2.0, "memory_gb": 12.0, "boot_volume_gb": 50}]
 
 
 class Page(HTMLParser):
@@ -58,70 +52,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes something else"
 
 
-def cell(source: str, state: str = "done", outputs: list[Any] | None = None, tag: str = "") -> Any:
-    made = new_code_cell(source, outputs=outputs or [])
-    made.metadata["hybridlab"] = {"state": state, "seconds": 1.0}
-    made.metadata["tags"] = [tag] if tag else []
-    return made
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A root with one run: a good runbook with every kind of output, a failed one, one that was not run."""
-    state = tmp_path / "state" / "toybox"
-    folder = tmp_path / "runs" / RUN
-    folder.mkdir(parents=True)
-    bad_html = (
-        '<h1>big</h1><script src="https://cdn.example/x.js"></script><img src="https://cdn.example/x.png" alt="x">'
-        '<table onclick="x()"><tr><th>node</th></tr></table><p style="background:url(https://cdn.example/y.png)">p</p>'
-    )
-    outputs = [
-        new_output("display_data", data={"application/vnd.plotly.v1+json": FIGURE}),
-        new_output("display_data", data={"text/html": bad_html, "text/plain": "plain"}),
-        new_output(
-            "display_data", data={"application/vnd.jupyter.widget-view+json": {}, "text/html": "<p>form as text</p>"}
-        ),
-        new_output("stream", name="stdout", text="\x1b[31m<not bold> hunter2hunter2\x1b[0m\n"),
-    ]
-    good = [
-        new_markdown_cell("# Plan **it**\n\nSee [docs](https://example.com) <img src='https://cdn.example/z.png'>"),
-        cell("form(cluster)", "skipped", tag="skip-execution"),
-        cell("show(x)", outputs=outputs),
-    ]
-    error = new_output("error", ename="StepFailed", evalue="no route\n  next: plug it in", traceback=["Traceback: <x>"])
-    failed = [new_markdown_cell("# Boot"), cell("apply()", "failed", [error]), cell("verify()", "not run")]
-    for name, cells in (("010-plan-cluster", good), ("030-bootstrap-k3s", failed)):
-        nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
-    problem = Problem("StepFailed", "install failed <b>", "arm-1", "no route", "plug it in")
-    books = (
-        RunbookResult("010-plan-cluster", "Plan it", "010-plan-cluster.ipynb", "layout", "done", now_iso(), 2.0),
-        RunbookResult(
-            "030-bootstrap-k3s", "Boot", "030-bootstrap-k3s.ipynb", "bootstrap", "failed", now_iso(), 1.0,
-            cell="5. Apply", problem=problem,
-        ),
-        RunbookResult("040-benchmark-nodes", "Measure", "040-benchmark-nodes.ipynb", "benchmark"),
-    )  # fmt: skip
-    save_record(
-        folder,
-        RunRecord(
-            run=RUN, cluster="toybox", site="lab", params_file="params/toy.yaml",
-            params={"cluster": "toybox", "site": "lab", "nodes": NODES, "storage": {"replicas": 1}},
-            sets=("storage.replicas=1",), approvals=("all",), strict=False, started=now_iso(), pid=os.getpid(),
-            host=socket.gethostname(), user="someone", version="0", state="failed", exit_code=4, seconds=3.0,
-            runbooks=books,
-        ),
-    )  # fmt: skip
-    ledger = Ledger(state / "ledger.jsonl", run=RUN)
-    finding = {"level": "warning", "subject": "arm-1", "text": "over the allowance", "strict": False}
-    ledger.add("layout", "", "planned", detail={"hash": "a" * 12, "create": 0, "findings": [finding]})
-    check = {"name": "the layout fits", "ok": True, "evidence": "3 of 4 OCPU"}
-    ledger.add("layout", "", "verified", detail={"steps": 0, "checks": [check]})
-    ledger.add("bootstrap", "", "planned", detail={"hash": "b" * 12, "create": 2, "change": 1, "delete": 0})
-    ledger.add("bootstrap", "", "approved", detail={"hash": "b" * 12, "by": "--approve all"})
-    ledger.add("bootstrap", "install:arm-1", "started", effect="create", target="arm-1", detail={"why": "no K3s"})
-    EvidenceStore(state / "evidence", cluster="toybox", run=RUN).save("benchmark", {}, inputs=None)
-    SecretStore(state / "secrets").put("token", "hunter2hunter2")
-    return folder
+    return toy_run(tmp_path)
 
 
 def pages(folder: Path) -> dict[str, str]:
@@ -159,12 +92,48 @@ def test_the_index_tells_a_stranger_what_happened(folder: Path) -> None:
         "over the allowance",
         "benchmark",
         "storage.replicas=1",
-        "server, 2 OCPU, 12 GiB",
+        "jiva volumes ×10 1 not ready",
+        "amd-1 amd64 ready, cordoned, 1 CPU, 1 GiB",
+        "On no node: services/legacy-feed ×2",
+        "Over the free allowance : 1 too many A1 OCPUs",
+        "36 US$ a month",
+        "unattached boot volumes, GB",
+        "VM.Standard.A1.Flex 2 12 GiB 50 GB not ours",
         "Rehearsed in the lab",
     ):
         assert said in flat, said
+    assert flat.index("services forgejo") < flat.index("openebs jiva"), "what it is all for comes first"
     failure, timeline = flat.index("install failed"), flat.index("In the order they ran")
     assert failure < timeline, "failures come first"
+
+
+def test_without_an_answer_the_wanted_nodes_are_shown(folder: Path) -> None:
+    record = load_record(folder)
+    save_record(folder, replace(record, picture={}, bill={}))
+    flat = " ".join(re.sub(r"<[^>]+>", " ", pages(folder)["index.html"]).split())
+    assert "no cluster answered" in flat
+    assert "server, 2 OCPU, 12 GiB" in flat
+    assert "Cost and limits" not in flat
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({}, "made in this run"),
+        ({"cluster": "elsewhere"}, "refused: it belongs to another cluster (elsewhere)"),
+        ({"made": "2020-01-01T00:00:00+00:00"}, "refused: older than 24 h"),
+        ({"run": "an-earlier-one"}, "may be relied on, at most 24 h old"),
+        ({"schema": 2}, "refused: it can&#39;t be read"),
+    ],
+)
+def test_evidence_that_may_not_be_relied_on_says_why(folder: Path, change: dict[str, Any], word: str) -> None:
+    record = load_record(folder)
+    save_record(folder, replace(record, params={**record.params, "benchmark": {"max_age_h": 24.0}}))
+    path = folder.parent.parent / "state/toybox/evidence/benchmark.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    text = pages(folder)["index.html"]
+    assert word in text
+    assert ("level refusal" in text) == word.startswith("refused")
 
 
 def test_a_page_shows_outputs_and_escapes_them(folder: Path) -> None:
@@ -235,7 +204,8 @@ def test_finding_runs(folder: Path) -> None:
         ("<style>@import url(http://x); p{color:red}</style>", "<style> p{color:red}</style>"),
         ("<h1>f</h1>", "<h2>f</h2>"),
         ("a &lt; b &#38; c", "a &lt; b &#38; c"),
-        ('<img src="data:image/png;base64,AA==">', '<img src="data:image/png;base64,AA==">'),
+        ('<img src="data:image/png;base64,AA==">', '<img alt="" src="data:image/png;base64,AA==">'),
+        ('<p><img src="https://x/y.png" alt="a < b"></p>', "<p>a &lt; b</p>"),
         ("<svg><use href='#a'/><image href='http://x'/></svg>", '<svg><use href="#a"></use><image></image></svg>'),
     ],
 )

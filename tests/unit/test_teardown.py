@@ -11,7 +11,7 @@ from fakes import FakeContext, FakeHosts, FakeOracle, make_params, network, reso
 
 from hybridlab.errors import Conflict, DeadlineExceeded, NotFound
 from hybridlab.plan import Plan, Step
-from hybridlab.stages import teardown
+from hybridlab.stages import hostundo, teardown
 from hybridlab.stages.base import apply
 from hybridlab.stages.teardown import Seen
 
@@ -189,5 +189,14 @@ def test_cleaning_a_host(tmp_path: Path, name: str, script: str) -> None:
     teardown.ACTIONS["clean"](ctx, Step("c", "clean", "", "", "delete", {"node": name}))
     ran = [argv for _, argv in ctx.hosts.ran]
     assert (f"/usr/local/bin/{script}",) in ran
-    assert any(argv[0] == "rm" and "/etc/hybridlab/cluster" in argv for argv in ran)
-    assert any(argv[0] == "swapoff" for argv in ran)
+    assert ran[-1] == ("rm", "-rf", "/etc/hybridlab"), "the marker goes last"
+    assert ("rm", "-f", "/swapfile-hybridlab") in ran
+
+
+def test_only_our_line_of_fstab_goes(tmp_path: Path) -> None:
+    theirs = "UUID=1 / ext4 defaults 0 1\n# /swapfile-hybridlab was here\n/swapfile none swap sw 0 0\n"
+    assert hostundo.with_swap(theirs) == theirs + "/swapfile-hybridlab none swap sw 0 0\n"
+    assert hostundo.with_swap(hostundo.with_swap(theirs)) == hostundo.with_swap(theirs)
+    assert hostundo.without_swap(hostundo.with_swap(theirs)) == theirs
+    assert hostundo.with_swap("a") == "a\n/swapfile-hybridlab none swap sw 0 0\n"
+    assert hostundo.with_swap("") == "/swapfile-hybridlab none swap sw 0 0\n"

@@ -250,8 +250,8 @@ def checked_sudo(host: HostAddress, sudo: bool, found: tuple[int, bytes, bytes])
             code="sudo-password",
             where=f"{host.user}@{host.address}",
             why=found[2].decode("utf-8", "replace").strip(),
-            next_move="give it in the environment (HYBRIDLAB_SUDO_PASSWORD) or in a file (bootstrap.sudo_password_file), "
-        "or allow NOPASSWD for this user",
+            next_move="give it in HYBRIDLAB_SUDO_PASSWORD or in a file (bootstrap.sudo_password_file), "
+            "or allow NOPASSWD for this user",
         )
     said = found[2].decode("utf-8", "replace").strip() if sudo and found[0] in (1, 127) else ""
     if any(words in said for words in SUDO_SAYS_NO):

@@ -29,7 +29,8 @@ PROJECT_FOLDER = f"/home/{USER}"
 
 @dataclass(frozen=True)
 class Mount:
-    """``kind`` is volume (``source``: its key in the compose file) or bind (``source``: an absolute path)."""
+    """``kind`` is volume (``source``: its key in the compose file, empty for an anonymous one) or bind (``source``: an
+    absolute path)."""
 
     kind: str
     source: str
@@ -79,13 +80,13 @@ def _mount(item: Any, base: str) -> Mount | None:
         source, _, rest = item.partition(":")
         target, _, mode = rest.partition(":")
         if not rest:
-            return None  # an anonymous volume
+            return Mount("volume", "", source)
         is_bind = source.startswith((".", "/", "~"))
         kind, read_only = "bind" if is_bind else "volume", "ro" in mode.split(",")
     else:
         kind, source, target = item.get("type", "volume"), str(item.get("source", "")), str(item.get("target", ""))
         read_only = bool(item.get("read_only", False))
-        if kind not in ("bind", "volume") or not source:
+        if kind not in ("bind", "volume") or (kind == "bind" and not source):
             return None
     if kind == "bind":
         source = posixpath.normpath(posixpath.join(base, source.replace("~", PROJECT_FOLDER, 1)))
@@ -141,6 +142,8 @@ def install_project(host: Host, project: Project, beside: Path | None = None) ->
         for mount in item.mounts:
             if mount.kind == "volume":
                 name = volume_name(project.name, mount.source)
+                if not mount.source:
+                    name = hashlib.sha256(f"{project.name} {service} {mount.target}".encode()).hexdigest()
                 source = data_folder(name)
                 if name not in volumes:
                     volumes[name] = {"key": mount.source, "created": now}

@@ -24,8 +24,30 @@ MAX_BODY = 3 * 1024 * 1024
 _OPEN_PATHS = ("/cacerts", "/healthz", "/livez", "/readyz", "/ping")
 _READERS = frozenset(
     (
-        "cat", "cksum", "date", "df", "du", "echo", "false", "find", "head", "hostname", "id", "ls",
-        "md5sum", "printenv", "pwd", "sha256sum", "sha512sum", "stat", "tail", "test", "true", "uname", "wc", "whoami",
+        "cat",
+        "cksum",
+        "date",
+        "df",
+        "du",
+        "echo",
+        "false",
+        "find",
+        "head",
+        "hostname",
+        "id",
+        "ls",
+        "md5sum",
+        "printenv",
+        "pwd",
+        "sha256sum",
+        "sha512sum",
+        "stat",
+        "tail",
+        "test",
+        "true",
+        "uname",
+        "wc",
+        "whoami",
     )
 )
 _AGGREGATED = "v=v2;as=APIGroupDiscoveryList"
@@ -214,5 +236,3 @@ def only_reads(argv: list[str]) -> bool:
 def _not_allowed() -> ApiError:
     message = "the server does not allow this method on the requested resource"
     return ApiError(405, "MethodNotAllowed", message)
-
-

@@ -22,6 +22,8 @@ from hybridlab.lab.world import K3sService, Machine, World
 log = logging.getLogger(__name__)
 
 API_PORT = 6443
+DATASTORE = "var/lib/rancher/k3s/server/db/state.db"
+"""On the machine itself, as K3s has it, so that a snapshot is a copy of it and a restore puts the copy back."""
 
 
 class CannotStart(Exception):
@@ -42,7 +44,9 @@ class Cluster:
         self._world = world
         self._pki = Pki(folder / "tls")
         self.credentials = self._credentials(folder)
-        self._store = Store(folder / "kube.sqlite")
+        datastore = world.hosts.folder(machine.id) / DATASTORE
+        datastore.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._store = Store(datastore)
         admission = Admission(self._store)
         self.controllers = Controllers(world, self._store, root_ca=self._pki.ca_pem.decode())
         self._api = ApiServer(

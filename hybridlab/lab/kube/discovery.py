@@ -150,9 +150,7 @@ def _aggregated_resource(resource: Resource, version: str) -> Obj:
     for name in resource.subresources:
         kind = _SUB_KINDS.get(name, (resource.group, version, resource.kind))
         answer = {"group": kind[0], "version": kind[1], "kind": kind[2]}
-        subs.append(
-            {"subresource": name, "responseKind": answer, "verbs": list(_SUB_VERBS.get(name, ("create",)))}
-        )
+        subs.append({"subresource": name, "responseKind": answer, "verbs": list(_SUB_VERBS.get(name, ("create",)))})
     if subs:
         row["subresources"] = subs
     return row
@@ -170,5 +168,3 @@ def aggregated(store: Store, *, core: bool) -> Obj:
         meta: Obj = {"creationTimestamp": None, **({"name": name} if name else {})}
         items.append({"metadata": meta, "versions": rows})
     return {"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items}
-
-

@@ -114,9 +114,7 @@ class Pki:
         """(key, certificate) of system:admin in system:masters."""
         key_file, file = self._folder / "client-admin.key", self._folder / "client-admin.crt"
         if not (key_file.exists() and file.exists()):
-            key, certificate = self._issue(
-                _name("system:admin", "system:masters"), ExtendedKeyUsageOID.CLIENT_AUTH, ()
-            )
+            key, certificate = self._issue(_name("system:admin", "system:masters"), ExtendedKeyUsageOID.CLIENT_AUTH, ())
             _write(key_file, key)
             _write(file, certificate)
         return key_file.read_bytes(), file.read_bytes()

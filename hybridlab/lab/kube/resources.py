@@ -119,12 +119,8 @@ BUILT_IN: tuple[Resource, ...] = (
         "apiextensions.k8s.io/v1", "customresourcedefinitions", "CustomResourceDefinition", "cg", "crd crds", "status"
     ),
     _row("apiregistration.k8s.io/v1", "apiservices", "APIService", "c", "", "status"),
-    _row(
-        "admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration", "cg"
-    ),
-    _row(
-        "admissionregistration.k8s.io/v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration", "cg"
-    ),
+    _row("admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration", "cg"),
+    _row("admissionregistration.k8s.io/v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration", "cg"),
 )
 
 

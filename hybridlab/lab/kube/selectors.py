@@ -147,6 +147,6 @@ def field_test(
             raise bad_request(f'invalid selector: "{selector}"; can\'t understand "{part}"')
         path, operator, value = found[1], found[2], found[3]
         if path not in known:
-            raise bad_request(f'field label not supported: {path}')
+            raise bad_request(f"field label not supported: {path}")
         tests.append((path, value, operator != "!="))
     return lambda obj: all((field_value(obj, path) == value) is wanted for path, value, wanted in tests)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from hybridlab.lab.kube.cluster import CannotStart, Cluster
+from hybridlab.lab.kube.cluster import DATASTORE, CannotStart, Cluster
 from hybridlab.lab.kube.node_join import RETRY_S, Server, pods_can_talk, refusal
 from hybridlab.lab.world import K3sService, Machine, World
 
@@ -69,6 +69,8 @@ class KubePart:
             await self._stopped(machine_id)
             if role == "server":
                 shutil.rmtree(self._folder(machine_id), ignore_errors=True)
+                datastore = self._world.hosts.folder(machine_id) / DATASTORE
+                shutil.rmtree(datastore.parent, ignore_errors=True)
 
     def traffic_ok(self, source_ip: str, dest_ip: str) -> bool:
         source, dest = self._world.hosts.machine_at(source_ip), self._world.hosts.machine_at(dest_ip)

@@ -369,17 +369,19 @@ class Store:
             self._objects.pop((defined.group, defined.plural), None)
         elif resource.definition:
             definition = self._objects[CRD_KEY].get(("", resource.definition))
-            if definition and definition["metadata"].get("deletionTimestamp") and self._may_go(
-                self.resources[CRD_KEY], definition
+            if (
+                definition
+                and definition["metadata"].get("deletionTimestamp")
+                and self._may_go(self.resources[CRD_KEY], definition)
             ):
                 self._remove(self.resources[CRD_KEY], clone(definition))
         return clone(obj)
 
     def _put(self, event: str, resource: Resource, obj: Obj, old: Obj | None) -> None:
         meta = obj["metadata"]
-        self._objects.setdefault((resource.group, resource.plural), {})[
-            (meta.get("namespace") or "", meta["name"])
-        ] = obj
+        self._objects.setdefault((resource.group, resource.plural), {})[(meta.get("namespace") or "", meta["name"])] = (
+            obj
+        )
         self._write(event, resource, obj, old)
 
     def _write(self, event: str, resource: Resource, obj: Obj, old: Obj | None) -> None:

@@ -70,9 +70,7 @@ class Subresources:
         else:
             kind = request.headers.get("Content-Type", "").split(";")[0]
             value, _ = parse_body(await request.read(), kind)
-            wanted = _checked(
-                patched_object(scale, value, kind, built_in_shape("V1Scale")), "autoscaling/v1", "Scale"
-            )
+            wanted = _checked(patched_object(scale, value, kind, built_in_shape("V1Scale")), "autoscaling/v1", "Scale")
         asked = (wanted.get("metadata") or {}).get("resourceVersion")
         if asked not in (None, "", old["metadata"]["resourceVersion"]):
             why = "the object has been modified; please apply your changes to the latest version and try again"
@@ -91,7 +89,7 @@ class Subresources:
         node = (body.get("target") or {}).get("name") or ""
         pod = self._object(target)
         if pod["spec"].get("nodeName"):
-            why = f"pod {target.name} is already assigned to node \"{pod['spec']['nodeName']}\""
+            why = f'pod {target.name} is already assigned to node "{pod["spec"]["nodeName"]}"'
             raise conflict("pods/binding", "", target.name or "", why)
         pod["spec"]["nodeName"] = node
         self._store.update(pod)

@@ -62,9 +62,11 @@ def selector_text(selector: Obj | None) -> str:
     parts = [f"{k}={v}" for k, v in (selector.get("matchLabels") or {}).items()]
     for row in selector.get("matchExpressions") or ():
         values = ",".join(row.get("values") or ())
-        parts.append({"Exists": row["key"], "DoesNotExist": "!" + row["key"]}.get(
-            row["operator"], f"{row['key']} {row['operator'].lower()} ({values})"
-        ))
+        parts.append(
+            {"Exists": row["key"], "DoesNotExist": "!" + row["key"]}.get(
+                row["operator"], f"{row['key']} {row['operator'].lower()} ({values})"
+            )
+        )
     return ",".join(parts) or _NONE
 
 

@@ -132,7 +132,6 @@ class Watch:
 async def stream(request: web.Request, watch: Watch, render: Render) -> web.StreamResponse:
     """Send a watch as chunked JSON lines until it ends or the client goes away."""
 
-
     def line(kind: str, obj: Obj) -> bytes:
         body = obj if kind == "ERROR" else render(obj)
         return json.dumps({"type": kind, "object": body}).encode() + b"\n"

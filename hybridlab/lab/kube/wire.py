@@ -109,7 +109,7 @@ _AS = re.compile(r"as=([A-Za-z]+)")
 
 
 def wanted_form(request: web.Request) -> str:
-    """"Table", "PartialObjectMetadata", "PartialObjectMetadataList", or "" for plain objects.
+    """ "Table", "PartialObjectMetadata", "PartialObjectMetadataList", or "" for plain objects.
 
     The first media type of Accept that can be answered counts.
     """

@@ -8,16 +8,17 @@ from hybridlab.errors import NotFound, Unreachable
 from hybridlab.models import Json, NodeInfo
 from hybridlab.plan import Step
 from hybridlab.ports import Context
-from hybridlab.stages import firewall
+from hybridlab.stages import datastore, drains, firewall
 from hybridlab.stages.base import Action
-from hybridlab.stages.bootstrap import k3s
-from hybridlab.stages.bootstrap.planning import SWAP_FILE
+from hybridlab.stages.bootstrap import k3s, matrix
 from hybridlab.stages.bootstrap.seen import MARKER
+from hybridlab.stages.hostundo import FSTAB, SWAP_FILE, with_swap
 from hybridlab.stages.nodes import (
     SMALL_TAINT,
     NodeHost,
     install_helper,
     need_host,
+    node_hosts,
 )
 from hybridlab.wait import wait_until
 
@@ -29,6 +30,13 @@ def _mark(ctx: Context, step: Step) -> Mapping[str, Json]:
     node = need_host(ctx, step.args["node"])
     helper = install_helper(ctx, node)
     return {"changed": ctx.hosts.put(node.host, ctx.params.cluster.encode() + b"\n", MARKER, sudo=True) or helper}
+
+
+def _probe(ctx: Context, step: Step) -> Mapping[str, Json]:
+    paths = matrix.connectivity_before(ctx, node_hosts(ctx))
+    rows = matrix.evidence_of(paths)
+    ctx.evidence.save(matrix.BEFORE, {"paths": rows}, inputs={"nodes": sorted(node_hosts(ctx))})
+    return {"open": sum(state == "ok" for state in paths.values()), "of": len(paths)}
 
 
 def _open_firewall(ctx: Context, step: Step) -> Mapping[str, Json]:
@@ -47,10 +55,7 @@ def _swap(ctx: Context, step: Step) -> Mapping[str, Json]:
     run("chmod", "600", SWAP_FILE)
     run("mkswap", SWAP_FILE)
     run("swapon", SWAP_FILE)
-    fstab = run("cat", "/etc/fstab", check=False)
-    if SWAP_FILE not in fstab:
-        line = f"{SWAP_FILE} none swap sw 0 0\n"
-        ctx.hosts.put(host, (fstab.rstrip("\n") + "\n" + line).lstrip("\n").encode(), "/etc/fstab", sudo=True)
+    ctx.hosts.put(host, with_swap(run("cat", FSTAB, check=False)).encode(), FSTAB, sudo=True)
     return {"gb": step.args["gb"]}
 
 
@@ -64,6 +69,32 @@ def _install(ctx: Context, step: Step) -> Mapping[str, Json]:
     else:
         _await_ready(ctx, node)
     return release
+
+
+def _upgrade(ctx: Context, step: Step) -> Mapping[str, Json]:
+    """Another version over the one that is there: install.sh would not restart K3s, since the binary came before it."""
+    node, server = _node_and_server(ctx, step)
+    release = k3s.put_release(ctx, node)
+    k3s.put_config(ctx, node, server)
+    k3s.run_installer(ctx, node, force_restart=True)
+    if node.wish.role == "server":
+        k3s.wait_for_server(ctx, node)
+    _await_version(ctx, node, step.args["version"])
+    return release
+
+
+def _snapshot(ctx: Context, step: Step) -> Mapping[str, Json]:
+    return datastore.take_snapshot(ctx, need_host(ctx, step.args["node"]), datastore.new_name("before-upgrade"))
+
+
+def _drain(ctx: Context, step: Step) -> Mapping[str, Json]:
+    drains.cordon(ctx, step.args["node"], label=drains.UPGRADING)
+    return {"pods": drains.drain(ctx, step.args["node"])}
+
+
+def _uncordon(ctx: Context, step: Step) -> Mapping[str, Json]:
+    drains.uncordon(ctx, step.args["node"], label=drains.UPGRADING)
+    return {}
 
 
 def _configure(ctx: Context, step: Step) -> Mapping[str, Json]:
@@ -134,6 +165,24 @@ def _await_ready(ctx: Context, node: NodeHost) -> None:
     )
 
 
+def _await_version(ctx: Context, node: NodeHost, version: str) -> None:
+    """Until the API shows the node Ready in this version: for some seconds it still shows what was before."""
+
+    def look_node() -> NodeInfo | None:
+        kube = ctx.kube_or_none
+        return None if kube is None else next((n for n in kube.nodes() if n.name == node.wish.name), None)
+
+    wait_until(
+        look_node,
+        lambda n: n is not None and n.ready and n.version == version,
+        what=f"node {node.wish.name} to be Ready with K3s {version}",
+        deadline_s=READY_DEADLINE_S,
+        clock=ctx.clock,
+        describe=lambda n: f"{n.version if n else 'not in the API'}; its journal: {k3s.last_words(ctx, node)}",
+        next_move="the journal's line says why; run 030 again after mending it, or restore the snapshot with 910",
+    )
+
+
 def _await(ctx: Context, step: Step) -> Mapping[str, Json]:
     _await_ready(ctx, need_host(ctx, step.args["node"]))
     return {}
@@ -158,9 +207,14 @@ def _taint(ctx: Context, step: Step) -> Mapping[str, Json]:
 
 ACTIONS: Mapping[str, Action] = {
     "mark": _mark,
+    "probe": _probe,
     "open-firewall": _open_firewall,
     "swap": _swap,
     "install": _install,
+    "upgrade": _upgrade,
+    "snapshot": _snapshot,
+    "drain": _drain,
+    "uncordon": _uncordon,
     "configure": _configure,
     "start": _start,
     "save-kubeconfig": _save_kubeconfig,

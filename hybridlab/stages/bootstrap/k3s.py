@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from hybridlab.errors import BadInput, Refused
 from hybridlab.ledger import write_atomic
-from hybridlab.models import HostAddress, Json, NodeWish
+from hybridlab.models import Arch, HostAddress, Json, NodeWish
 from hybridlab.params import Params
 from hybridlab.ports import Context
 from hybridlab.stages.nodes import SMALL_TAINT, NodeHost, is_small
@@ -26,11 +26,19 @@ BINARY = "/usr/local/bin/k3s"
 INSTALLER = "/opt/hybridlab/k3s-install.sh"
 INSTALL_DEADLINE_S = 600.0
 INSTALLER_AT_TAG = "https://raw.githubusercontent.com/k3s-io/k3s/{tag}/install.sh"
+IMAGES = "k3s-airgap-images-{arch}.tar.zst"
+IMAGES_FOLDER = "/var/lib/rancher/k3s/agent/images"
+SEE_DOCS = "see docs/k3s.md for what belongs in the folder"
 SUFFIX: Mapping[str, str] = {"arm64": "-arm64", "amd64": ""}
 
 
 def unit_of(role: str) -> str:
     return "k3s" if role == "server" else "k3s-agent"
+
+
+def unit_file(role: str) -> str:
+    """Where install.sh puts the unit."""
+    return f"/etc/systemd/system/{unit_of(role)}.service"
 
 
 def wanted_config(params: Params, wish: NodeWish, private_ip: str, public_ip: str, server_ip: str) -> dict[str, Json]:
@@ -116,7 +124,7 @@ def put_release(ctx: Context, node: NodeHost) -> Mapping[str, Json]:
     else:
         for path in (binary, sums, installer):
             if not Path(path).is_file():
-                raise BadInput("a file of the K3s release is missing", where=path, next_move="see docs/k3s.md")
+                raise BadInput("a file of the K3s release is missing", where=path, next_move=SEE_DOCS)
         ctx.hosts.put(node.host, Path(binary), staged, mode=0o755, sudo=True)
         ctx.hosts.put(node.host, Path(installer), INSTALLER, mode=0o755, sudo=True)
         checksums = Path(sums).read_text(encoding="utf-8")
@@ -129,8 +137,46 @@ def put_release(ctx: Context, node: NodeHost) -> Mapping[str, Json]:
             why=f"found {found[:12]}…, wanted {wanted[:12]}…",
             next_move="check bootstrap.k3s_source; nothing was installed",
         )
+    images = _put_images(ctx, node, source, version, checksums)
     ctx.hosts.run(node.host, ["install", "-m", "0755", staged, BINARY], sudo=True)
-    return {"version": version, "sha256": found}
+    return {"version": version, "sha256": found, **({"images": images} if images else {})}
+
+
+def images_in(source: str) -> tuple[Arch, ...]:
+    """For which architectures a folder has the archive of K3s' own images; none for a URL."""
+    if "://" in source:
+        return ()
+    return tuple(arch for arch in ("amd64", "arm64") if (Path(source) / IMAGES.format(arch=arch)).is_file())
+
+
+def _put_images(ctx: Context, node: NodeHost, source: str, version: str, checksums: str) -> str:
+    """Bring the archive of K3s' images to where K3s loads it from, where the source has one or it is asked for.
+
+    Its SHA-256 is checked on the host before K3s can see it. Returns the archive's name, or nothing.
+    """
+    name, arch = IMAGES.format(arch=node.wish.arch), node.wish.arch
+    if not ctx.params.bootstrap.airgap_images and arch not in images_in(source):
+        return ""
+    staged = f"/opt/hybridlab/{name}"
+    if "://" in source:
+        _download(ctx, node.host, f"{source.rstrip('/')}/{urllib.parse.quote(version)}/{name}", staged)
+    elif arch in images_in(source):
+        ctx.hosts.put(node.host, Path(source) / name, staged, sudo=True)
+    else:
+        raise BadInput("the images of the K3s release are missing", where=str(Path(source) / name), next_move=SEE_DOCS)
+    wanted = expected_checksum(checksums, name)
+    found = ctx.hosts.run(node.host, ["sha256sum", staged], sudo=True, timeout_s=300).stdout.split(" ")[0]
+    if found != wanted:
+        ctx.hosts.run(node.host, ["rm", "-f", staged], sudo=True)
+        raise Refused(
+            "K3s' images do not have the release's checksum",
+            where=f"{node.wish.name}:{staged}",
+            why=f"found {found[:12]}…, wanted {wanted[:12]}…",
+            next_move="check bootstrap.k3s_source; nothing was installed",
+        )
+    ctx.hosts.run(node.host, ["mkdir", "-p", IMAGES_FOLDER], sudo=True)
+    ctx.hosts.run(node.host, ["mv", "-f", staged, f"{IMAGES_FOLDER}/{name}"], sudo=True)
+    return name
 
 
 def _download(ctx: Context, host: HostAddress, url: str, path: str) -> None:
@@ -138,9 +184,10 @@ def _download(ctx: Context, host: HostAddress, url: str, path: str) -> None:
     ctx.hosts.run(host, argv, sudo=True, timeout_s=660)
 
 
-def run_installer(ctx: Context, node: NodeHost) -> None:
+def run_installer(ctx: Context, node: NodeHost, *, force_restart: bool = False) -> None:
     """Run K3s' own install.sh: it writes the unit and starts it. Its exit status proves nothing: see verify."""
     env = ["INSTALL_K3S_SKIP_DOWNLOAD=true", f"INSTALL_K3S_EXEC={node.wish.role}"]
+    env += ["INSTALL_K3S_FORCE_RESTART=true"] if force_restart else []
     ctx.hosts.run(node.host, ["env", *env, "sh", INSTALLER], sudo=True, timeout_s=INSTALL_DEADLINE_S)
 
 

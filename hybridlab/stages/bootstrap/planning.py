@@ -10,14 +10,21 @@ from hybridlab.plan import Plan, Step, is_unknown
 from hybridlab.stages.base import Upstream
 from hybridlab.stages.bootstrap import k3s
 from hybridlab.stages.bootstrap.seen import HostSeen, Seen
+from hybridlab.stages.bootstrap.upgrading import (
+    left_cordoned,
+    uncordon_step,
+    upgrade_steps,
+    upgrades,
+    version_findings,
+)
+from hybridlab.stages.hostundo import SWAP_FILE
 from hybridlab.stages.nodes import (
     SMALL_TAINT,
     is_small,
 )
 
 NAME = "bootstrap"
-SWAP_FILE = "/swapfile-hybridlab"
-HOST_ORDER = ("mark", "open-firewall", "swap")
+HOST_ORDER = ("mark", "probe", "open-firewall", "swap")
 
 
 def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
@@ -27,13 +34,21 @@ def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
     steps: list[Step] = []
     for wish in params.wishes:
         steps += _host_steps(params, wish, seen.hosts.get(wish.name))
+    steps += _probe_step(params, seen, steps)
     steps.sort(key=lambda step: HOST_ORDER.index(step.action))  # like with like, so that all hosts go at once
+    findings += version_findings(params, seen)
     server_steps: list[Step] = []
     agent_steps: list[Step] = []
+    upgrade: list[Step] = []
     for wish in params.wishes:
+        if upgrades(seen, wish):
+            (server_steps if wish.role == "server" else upgrade).extend(upgrade_steps(seen, wish))
+            continue
         found = _k3s_step(params, wish, seen, addresses)
         if found:
             (server_steps if wish.role == "server" else agent_steps).append(found)
+        elif left_cordoned(seen, wish):
+            upgrade.append(uncordon_step(wish, "an upgrade that broke off left it out of use"))
     steps += server_steps
     fresh = any(s.action == "install" for s in server_steps)
     if fresh or seen.kubeconfig != "ok":
@@ -47,8 +62,8 @@ def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
                 {"server": params.server.name},
             )
         )
-    steps += agent_steps
-    steps += _node_steps(params, seen, joining={s.args["node"] for s in (*server_steps, *agent_steps)})
+    steps += agent_steps + upgrade
+    steps += _node_steps(params, seen, joining={s.args["node"] for s in (*server_steps, *agent_steps, *upgrade)})
     nodes = [
         {"name": w.name, "arch": w.arch, "small": is_small(w) and params.bootstrap.taint_small} for w in params.wishes
     ]
@@ -104,6 +119,18 @@ def _host_steps(params: Params, wish: NodeWish, host: HostSeen | None) -> list[S
                 batch="mark",
             )
         )
+    elif not host.helper:
+        steps.append(
+            Step(
+                f"mark:{name}",
+                "mark",
+                name,
+                "the helper on it is another version's",
+                "change",
+                {"node": name},
+                batch="mark",
+            )
+        )
     if host is None and params.site != "byo":
         rules = "Oracle's image rejects what the overlay network needs"
     else:
@@ -140,6 +167,14 @@ def _host_steps(params: Params, wish: NodeWish, host: HostSeen | None) -> list[S
     return steps
 
 
+def _probe_step(params: Params, seen: Seen, steps: list[Step]) -> list[Step]:
+    """Before the first rule goes: which paths are closed, as a picture to compare the later one with."""
+    opens = any(step.action == "open-firewall" for step in steps)
+    if not opens or len(params.wishes) < 2 or any(host.k3s_version for host in seen.hosts.values()):
+        return []
+    return [Step("probe", "probe", "paths between nodes", "what the rules let through before any of them goes", "none")]
+
+
 def _k3s_step(params: Params, wish: NodeWish, seen: Seen, addresses: Mapping[str, str]) -> Step | None:
     host, name, version = seen.hosts.get(wish.name), wish.name, seen.k3s_version
     batch = "agents" if wish.role == "agent" else ""
@@ -149,20 +184,10 @@ def _k3s_step(params: Params, wish: NodeWish, seen: Seen, addresses: Mapping[str
             f"install:{name}",
             "install",
             name,
-            f"K3s {version} as {wish.role}",
+            f"K3s {version} as {wish.role}" + (", with its images" if _brings_images(params, seen, wish) else ""),
             "create",
             args,
             undo="uninstall",
-            batch=batch,
-        )
-    if host.k3s_version != version:
-        return Step(
-            f"install:{name}",
-            "install",
-            name,
-            f"K3s is {host.k3s_version}, wanted {version}",
-            "change",
-            args,
             batch=batch,
         )
     server_ip = addresses[params.server.name]
@@ -200,6 +225,10 @@ def _k3s_step(params: Params, wish: NodeWish, seen: Seen, addresses: Mapping[str
             batch=batch,
         )
     return None
+
+
+def _brings_images(params: Params, seen: Seen, wish: NodeWish) -> bool:
+    return params.bootstrap.airgap_images or wish.arch in seen.k3s_images
 
 
 def _node_steps(params: Params, seen: Seen, joining: set[str]) -> list[Step]:

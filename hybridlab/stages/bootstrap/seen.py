@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from hybridlab.errors import AuthFailed, NotFound, Unreachable
@@ -11,7 +13,9 @@ from hybridlab.ports import Context
 from hybridlab.stages import firewall
 from hybridlab.stages.bootstrap import k3s
 from hybridlab.stages.nodes import (
+    HELPER,
     NodeHost,
+    helper_source,
     node_hosts,
     on_all,
 )
@@ -35,6 +39,7 @@ class HostSeen:
     k3s_version: str
     config: Mapping[str, Json]
     unit: str
+    helper: bool = True  # whether the helper on it is this version's
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,17 @@ class Seen:
     nodes: tuple[NodeInfo, ...] = ()
     kubeconfig: str = "missing"  # missing, refused, unreachable, ok
     k3s_version: str = ""  # the version to install
+    k3s_images: tuple[str, ...] = ()  # architectures whose images the source brings along
 
 
 def look(ctx: Context) -> Seen:
     """Look at every host at once, and at the API if there is one."""
-    hosts = on_all(node_hosts(ctx), lambda node: look_host(ctx, node))
-    state, nodes = _look_kube(ctx)
-    return Seen(hosts, nodes, state, ctx.site.k3s_source()[1])
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        kube = pool.submit(_look_kube, ctx)
+        hosts = on_all(node_hosts(ctx), lambda node: look_host(ctx, node))
+        state, nodes = kube.result()
+    source, version = ctx.site.k3s_source()
+    return Seen(hosts, nodes, state, version, k3s.images_in(source))
 
 
 def _look_kube(ctx: Context) -> tuple[str, tuple[NodeInfo, ...]]:
@@ -69,19 +78,38 @@ def look_host(ctx: Context, node: NodeHost) -> HostSeen:
     def run(*argv: str) -> str:
         return ctx.hosts.run(node.host, argv, sudo=True, check=False).stdout.strip()
 
-    version = run(k3s.BINARY, "--version").split()
-    others = run("systemctl", "is-active", *OTHER_FIREWALLS).splitlines()
-    active = [n for n, state in zip(OTHER_FIREWALLS, others, strict=False) if state == "active"]
+    questions: Mapping[str, Callable[[], str]] = {
+        "version": lambda: run(k3s.BINARY, "--version"),
+        "others": lambda: run("systemctl", "is-active", *OTHER_FIREWALLS),
+        "marker": lambda: run("cat", MARKER),
+        "live": lambda: firewall.live_rules(ctx, node.host),
+        "saved": lambda: firewall.saved_rules(ctx, node.host) or "",
+        "swap": lambda: run("swapon", "--show=NAME", "--noheadings", "--raw"),
+        "config": lambda: run("cat", k3s.CONFIG),
+        "helper": lambda: run("sha256sum", HELPER),
+        "unit": lambda: run("systemctl", "is-active", k3s.unit_of(node.wish.role)),
+        "installed": lambda: run("stat", "-L", "-c", "%a %u", "--", k3s.unit_file(node.wish.role)),
+    }
+    machine = run("uname", "-m")  # alone: a host that can't be reached is found out once
+    # the others at once: on a host that is far away each answer takes its time to come
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        futures = {name: pool.submit(ask) for name, ask in questions.items()}
+    said = {name: future.result() for name, future in futures.items()}
+    is_installed = bool(said["installed"]) or said["unit"] == "active"
+    version, others = said["version"].split(), said["others"].splitlines()
     return HostSeen(
         private_ip=node.private_ip,
         public_ip=node.public_ip,
-        machine=run("uname", "-m"),
-        marker=run("cat", MARKER),
-        rejects_live=firewall.rejects_in(firewall.live_rules(ctx, node.host)),
-        rejects_saved=firewall.rejects_in(firewall.saved_rules(ctx, node.host) or ""),
-        other_firewalls=tuple(active),
-        swap=tuple(run("swapon", "--show=NAME", "--noheadings", "--raw").split()),
-        k3s_version=version[2] if len(version) > 2 and version[0] == "k3s" else "",
-        config=k3s.read_config(run("cat", k3s.CONFIG)),
-        unit=run("systemctl", "is-active", k3s.unit_of(node.wish.role)),
+        machine=machine,
+        marker=said["marker"],
+        rejects_live=firewall.rejects_in(said["live"]),
+        rejects_saved=firewall.rejects_in(said["saved"]),
+        other_firewalls=tuple(n for n, state in zip(OTHER_FIREWALLS, others, strict=False) if state == "active"),
+        swap=tuple(said["swap"].split()),
+        # the installer puts the binary first and the unit last: without a unit ours was broken off; a binary on a host
+        # that isn't marked is somebody else's
+        k3s_version=version[2] if len(version) > 2 and (is_installed or not said["marker"]) else "",
+        config=k3s.read_config(said["config"]),
+        unit=said["unit"],
+        helper=said["helper"].startswith(hashlib.sha256(helper_source()).hexdigest()),
     )

@@ -5,23 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from hybridlab.compose import ClaimSource, Placement
-from hybridlab.errors import BadInput
+from hybridlab.compose import Placement
 from hybridlab.models import Check, Finding, ImageInfo, Json
 from hybridlab.params import Params
 from hybridlab.plan import Plan, Step
 from hybridlab.ports import Context
 from hybridlab.stages.base import Action, Upstream
 from hybridlab.stages.helperpod import pod_ready, why_waiting
-from hybridlab.stages.migrate.copying import COPIED, copy_claim
+from hybridlab.stages.migrate.copying import COPIED
+from hybridlab.stages.migrate.moving import MOVING, copy_step, load_step, move_of
 from hybridlab.stages.migrate.project import WORKLOADS, Move, load_move
+from hybridlab.stages.migrate.transfers import (
+    RUNNABLE,
+    Transfer,
+    callers,
+    choice_findings,
+    owned,
+    placed,
+    transfers,
+    workloads,
+)
 from hybridlab.stages.objects import Differences, Obj, apply_object, apply_steps, look_objects, ref
 from hybridlab.wait import wait_until
+
+__all__ = ["ACTIONS", "NAME", "NEEDS", "RUNNABLE", "Seen", "images_table", "look", "plan", "verify", "wanted_objects"]
 
 NAME = "migrate"
 NEEDS = ("storage", "benchmark")
 READY_DEADLINE_S = 600.0
-RUNNABLE = ("any", "prefer", "only")
 
 
 @dataclass(frozen=True)
@@ -50,87 +61,78 @@ def look(ctx: Context) -> Seen:
     return Seen(move, look_objects(kube, wanted_objects(move)), copied, host.address if host else "")
 
 
-def placed(move: Move) -> dict[str, Placement]:
-    """The services whose image has a place to run."""
-    return {name: p for name, p in move.manifests.placements.items() if p.kind in RUNNABLE}
-
-
 def wanted_objects(move: Move) -> tuple[Obj, ...]:
     """Everything but what belongs to services that could not run anywhere: their pods would only crash or wait."""
     good = placed(move)
-    idle = {claim.name for claim in move.manifests.claims if not _has_user(claim, move)}
+    idle = {claim.name for claim in move.manifests.claims if not any(s in good for s in claim.services)}
     return tuple(
         obj
-        for obj, owner in _owned(move)
+        for obj, owner in owned(move)
         if (not owner or owner in good)
         and not (obj["kind"] == "PersistentVolumeClaim" and obj["metadata"]["name"] in idle)
     )
 
 
 def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
-    """Namespace, settings, claims and Services first; then the data; then the workloads."""
+    """Namespace, settings, claims and Services first; then the data; then the workloads.
+
+    A database that is loaded from a dump must run first: its workload comes before its data, the others after.
+    """
     move = seen.move
     if move is None:
         note = Finding("note", "migrate.compose", "no compose file is named: nothing to move")
         return Plan(NAME, (), {"namespace": params.migrate.namespace}, (note,))
-    findings = _findings(params, move)
+    findings = [*_findings(params, move), *choice_findings(params, move)]
     wanted = wanted_objects(move)
-    reasons = {ref(o): _reason(o, owner, move) for o, owner in _owned(move)}
-    first = [o for o in wanted if o["kind"] not in WORKLOADS]
-    last = [o for o in wanted if o["kind"] in WORKLOADS]
-    steps = [_with_secrets(s) for s in apply_steps(first, seen.objects, reasons)]
-    good = placed(move)
-    running = {
-        owner  # the service: an object's name may differ from it
-        for o, owner in _owned(move)
-        if o["kind"] in WORKLOADS and owner in good and seen.objects.paths.get(ref(o)) != ("",)
-    }
-    if seen.docker_host:
-        for claim in move.manifests.claims:
-            if claim.name not in seen.copied and _has_user(claim, move):
-                _plan_copy(claim, move, running, steps, findings, seen.docker_host)
-    elif move.manifests.claims:
-        findings.append(
-            Finding("note", "migrate.docker_host", "no Docker host is named: claims start empty, no data are copied")
-        )
-    steps += [_with_secrets(s) for s in apply_steps(last, seen.objects, reasons)]
+    reasons = {ref(o): _reason(o, owner, move) for o, owner in owned(move)}
+    running = {s for s, o in workloads(move).items() if seen.objects.paths.get(ref(o)) != ("",)}
+    copies, loads = _plan_data(params, seen, move, running, findings)
+    early = [ref(workloads(move)[t.service]) for t in loads]
+    steps = apply_steps([o for o in wanted if o["kind"] not in WORKLOADS], seen.objects, reasons)
+    steps += [copy_step(t, seen.docker_host) for t in copies]
+    if params.migrate.start:
+        steps += apply_steps([o for o in wanted if ref(o) in early], seen.objects, reasons)
+        steps += [load_step(t, seen.docker_host) for t in loads]
+        late = [o for o in wanted if o["kind"] in WORKLOADS and ref(o) not in early]
+        steps += apply_steps(late, seen.objects, reasons)
+    else:
+        text = "migrate.start is false: no workload is started" + (", so no dump is loaded" if loads else "")
+        findings.append(Finding("note", "workloads", text, "075-cut-over starts them"))
     expected = {"namespace": params.migrate.namespace, "claims": [c.name for c in move.manifests.claims]}
-    return Plan(NAME, tuple(steps), expected, tuple(findings))
+    return Plan(NAME, tuple(_with_secrets(s) for s in steps), expected, tuple(findings))
 
 
-def _plan_copy(
-    claim: ClaimSource, move: Move, running: set[str], steps: list[Step], findings: list[Finding], host: str
-) -> None:
-    busy = [s for s in claim.services if s in running]
-    if busy:
-        findings.append(
-            Finding(
-                "warning",
-                f"claim {claim.name}",
-                f"not copied: {', '.join(busy)} runs on it already",
-                "its data are whatever the service wrote; delete the workload and run 070 again to copy",
-            )
-        )
-        return
-    steps.append(
-        Step(
-            f"copy:{claim.name}",
-            "copy",
-            f"claim {claim.name}",
-            f"{claim.kind} {claim.source} on {host}, used by {', '.join(claim.services)}",
-            "create",
-            {"claim": claim.name, "source": claim.source},
-            batch="copies",
-        )
+def _plan_data(
+    params: Params, seen: Seen, move: Move, running: set[str], findings: list[Finding]
+) -> tuple[list[Transfer], list[Transfer]]:
+    """What is to be copied before the workloads come, and what is to be loaded into running databases."""
+    copies: list[Transfer] = []
+    loads: list[Transfer] = []
+    if not seen.docker_host:
+        if move.manifests.claims:
+            text = "no Docker host is named: claims start empty, no data are copied"
+            findings.append(Finding("note", "migrate.docker_host", text))
+        return copies, loads
+    for transfer in transfers(params, move):
+        claim = transfer.claim
+        if claim.name in seen.copied:
+            continue
+        # a database that waits for its dump runs on its claim already; those who call it must not
+        users = callers(transfer.service, move) if transfer.loads else set(claim.services)
+        if users & running:
+            findings.append(_busy(claim.name, sorted(users & running)))
+        else:
+            (loads if transfer.loads else copies).append(transfer)
+    return copies, loads
+
+
+def _busy(claim: str, services: list[str]) -> Finding:
+    return Finding(
+        "warning",
+        f"claim {claim}",
+        f"not copied: {', '.join(services)} {'runs' if len(services) == 1 else 'run'} on it already",
+        "its data are whatever the service wrote; delete the workload and run 070 again to copy",
     )
-
-
-def _has_user(claim: ClaimSource, move: Move) -> bool:
-    return any(s in placed(move) for s in claim.services)
-
-
-def _owned(move: Move) -> list[tuple[Obj, str]]:
-    return list(zip(move.manifests.objects, move.manifests.owners, strict=True))
 
 
 def _reason(obj: Obj, owner: str, move: Move) -> str:
@@ -175,16 +177,9 @@ def _findings(params: Params, move: Move) -> list[Finding]:
 
 
 # -- actions -----------------------------------------------------------------------------------------------------------
-def _move(ctx: Context) -> Move:
-    move: Move | None = ctx.notes.get(NAME) or load_move(ctx, ctx.params_base)
-    if move is None:
-        raise BadInput("migrate.compose is empty", next_move="name a compose file in the params")
-    return move
-
-
 def _apply_secret(ctx: Context, step: Step) -> Mapping[str, Json]:
     name = step.args["object"]["metadata"]["name"]
-    secret = next(o for o in _move(ctx).manifests.of_kind("Secret") if o["metadata"]["name"] == name)
+    secret = next(o for o in move_of(ctx).manifests.of_kind("Secret") if o["metadata"]["name"] == name)
     for key, value in {**secret.get("stringData", {}), **secret.get("data", {})}.items():
         ctx.secrets.put(_store_name(name, key), str(value))
     return {"uid": ctx.kube.apply(secret)["metadata"]["uid"]}
@@ -195,14 +190,7 @@ def _store_name(secret: str, key: str) -> str:
     return "".join(c if c.isalnum() or c in ".-_" else "-" for c in plain)
 
 
-def _copy(ctx: Context, step: Step) -> Mapping[str, Json]:
-    move = _move(ctx)
-    claim = next(c for c in move.manifests.claims if c.name == step.args["claim"])
-    result = copy_claim(ctx, claim, move.project.name)
-    return result
-
-
-ACTIONS: Mapping[str, Action] = {"apply": apply_object, "apply-secret": _apply_secret, "copy": _copy}
+ACTIONS: Mapping[str, Action] = {"apply": apply_object, "apply-secret": _apply_secret, **MOVING}
 
 
 # -- verify ------------------------------------------------------------------------------------------------------------
@@ -211,10 +199,12 @@ def verify(ctx: Context) -> tuple[Check, ...]:
     move = load_move(ctx, ctx.params_base)
     if move is None:
         return ()
+    if not ctx.params.migrate.start:
+        return tuple(_data_checks(ctx, move))
     namespace = ctx.params.migrate.namespace
     arch = {n.name: n.arch for n in ctx.kube.nodes()}
-    services = [o for o, owner in _owned(move) if o["kind"] in WORKLOADS[:3] and owner in placed(move)]
-    names = {o["metadata"]["name"]: owner for o, owner in _owned(move) if o in services}
+    services = [o for o, owner in owned(move) if o["kind"] in WORKLOADS[:3] and owner in placed(move)]
+    names = {o["metadata"]["name"]: owner for o, owner in owned(move) if o in services}
 
     def pods() -> dict[str, list[dict[str, Json]]]:
         found: dict[str, list[dict[str, Json]]] = {name: [] for name in names}
@@ -256,12 +246,15 @@ def _data_checks(ctx: Context, move: Move) -> list[Check]:
     if ctx.params.migrate.docker_host is None:
         return []
     checks = []
-    for claim in move.manifests.claims:
-        live = ctx.kube.get("v1", "PersistentVolumeClaim", claim.name, ctx.params.migrate.namespace)
-        mark = (live or {}).get("metadata", {}).get("annotations", {}).get(COPIED, "")
-        if _has_user(claim, move):
-            evidence = f"sha256 {mark[:12]}… on both sides" if mark else "no copy is on record"
-            checks.append(Check(f"data {claim.name}", bool(mark), evidence, "run 070 again"))
+    for transfer in transfers(ctx.params, move):
+        name = transfer.claim.name
+        if transfer.loads and not ctx.params.migrate.start:
+            continue
+        live = ctx.kube.get("v1", "PersistentVolumeClaim", name, ctx.params.migrate.namespace)
+        mark = str((live or {}).get("metadata", {}).get("annotations", {}).get(COPIED, ""))
+        kind, _, digest = mark.rpartition(":")
+        evidence = f"sha256 {digest[:12]}… on both sides" if digest else "no copy is on record"
+        checks.append(Check(f"data {name}", bool(mark), f"{kind} {evidence}".strip(), "run 070 again"))
     return checks
 
 

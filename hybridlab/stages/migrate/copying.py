@@ -1,162 +1,153 @@
-"""Volume data from the Docker host into a claim: digest, stream, digest on both sides; the old volume is only read."""
+"""Volume data from the Docker host into a claim: digest, stream, digest on both sides; the old volume is only read.
+
+What a claim holds already is not sent again, so that a copy that broke off goes on, and a later one sends the changes.
+"""
 
 from __future__ import annotations
 
-import json
 import posixpath
-import queue
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from hybridlab.compose import ClaimSource
-from hybridlab.errors import CommandFailed, HybridlabError, NotFound, Refused
+from hybridlab.errors import CommandFailed, Refused
 from hybridlab.models import HostAddress, Json
 from hybridlab.ports import Context
 from hybridlab.stages.claims import Digest, differences, parse_digest
-from hybridlab.stages.helperpod import MOUNT, running_helper
-from hybridlab.stages.nodes import helper_source
+from hybridlab.stages.helperpod import MOUNT, Seat, running_helper
+from hybridlab.stages.migrate.dockerside import source_path
+from hybridlab.stages.migrate.streams import EXIT_CHANGED, Outflow
+from hybridlab.stages.nodes import HELPER, helper_source
 
-DOCKER_HELPER = "/tmp/hybridlab/node_helper.py"
 COPIED = "hybridlab.io/copied-sha256"
 """Annotation on a claim: the digest of the data that were copied into it. It lives in the cluster, so that a copy is
 not made twice over data in use, even with the state folder lost."""
 ROUNDS = 3
-EXIT_CHANGED = 3  # the helper: done, but files changed or vanished while they were read
-PIECES = 64  # of up to 64 KiB between the two streams
+FULL = "No space left on device"
+
+Call = Callable[..., str]
 
 
-def source_path(ctx: Context, claim: ClaimSource, project: str) -> str:
-    """Where a claim's data lie on the Docker host. Raises NotFound where Docker knows no such volume."""
-    host = ctx.site.docker_host()
-    if claim.kind == "volume":
-        result = ctx.docker_hosts.run(host, ["docker", "volume", "inspect", claim.source], check=False)
-        if result.exit_status != 0:
-            raise NotFound(
-                f"the Docker host has no volume {claim.source}",
-                where=host.address,
-                why=result.stderr.strip(),
-                next_move="check migrate.project (docker volume ls shows the names)",
-            )
-        return str(json.loads(result.stdout)[0]["Mountpoint"])
-    if claim.kind == "bind":
-        return posixpath.normpath(posixpath.join(_working_dir(ctx, host, project), claim.source))
-    raise NotFound(f"{claim.source} is an anonymous volume: its data can't be found by name", where=host.address)
-
-
-def _working_dir(ctx: Context, host: HostAddress, project: str) -> str:
-    """Compose notes the folder of the compose file as a label on every container."""
-    argv = ["docker", "ps", "-a", "--filter", f"label=com.docker.compose.project={project}", "--format", "json"]
-    for line in ctx.docker_hosts.run(host, argv).stdout.splitlines():
-        name = json.loads(line)["Names"]
-        found = json.loads(ctx.docker_hosts.run(host, ["docker", "inspect", name]).stdout)
-        folder = found[0]["Config"]["Labels"].get("com.docker.compose.project.working_dir")
-        if folder:
-            return str(folder)
-    raise NotFound(
-        f"the Docker host runs no container of project {project}",
-        where=host.address,
-        next_move="set migrate.project to the project's name there (docker compose ls)",
-    )
-
-
-def copy_claim(ctx: Context, claim: ClaimSource, project: str) -> Mapping[str, Json]:
+def copy_claim(
+    ctx: Context, claim: ClaimSource, project: str, *, seat: Seat | None = None, final: bool = True
+) -> Mapping[str, Json]:
     """Copy until a whole round passes in which the source did not change, then compare both sides.
 
+    With ``final`` False one round is made, the source may change, and the claim is not marked: a later delta is small.
     Raises Refused when the source keeps changing, or when the claim holds other data than the source.
     """
     host, namespace = ctx.site.docker_host(), ctx.params.migrate.namespace
     path = source_path(ctx, claim, project)
-    ctx.docker_hosts.put(host, helper_source(), DOCKER_HELPER, mode=0o755)
+    ctx.docker_hosts.put(host, helper_source(), HELPER, mode=0o755, sudo=True)
     before = _source_digest(ctx, host, path)
+    _same_shape(claim, before, f"{host.address}:{path}")
+    inside = f"{MOUNT}/{claim.file}" if claim.file else MOUNT
+    pod = f"hybridlab-copy-{claim.name}"[:63].rstrip("-")
+    sent, delta = 0, True
     changed: tuple[str, ...] = ()
-    with running_helper(ctx, namespace, f"hybridlab-copy-{claim.name}"[:63].rstrip("-"), {claim.name: MOUNT}) as call:
+    wrong: tuple[str, ...] = ()
+    with running_helper(ctx, namespace, pod, {claim.name: MOUNT}, seat=seat) as call:
         for number in range(1, ROUNDS + 1):
-            ctx.say(f"{claim.name}: round {number}, {before.bytes:,} bytes from {claim.source}")
-            with _archive(ctx, host, path) as pieces:
-                call("extract", MOUNT, "--clean", stdin=iter(pieces))
+            ctx.say(f"{claim.name}: round {number}, {before.bytes:,} bytes in {claim.source}")
+            argv = ["python3", HELPER, "archive", path, *(_have(ctx, host, claim, call) if delta else ())]
+            with Outflow(ctx, host, argv, what=claim.name, sudo=True, total=before.bytes) as pieces:
+                _extract(call, pieces, claim)
+            sent += pieces.sent
+            if not final:
+                return {"bytes": before.bytes, "sent": sent, "changed_meanwhile": bool(pieces.changed)}
             after = _source_digest(ctx, host, path)
             changed = pieces.changed or differences(before.entries, after.entries)
-            if not changed:
+            if changed:
+                ctx.say(f"{claim.name}: the source changed while it was copied: {', '.join(changed[:3])}")
+                before = after
+                continue
+            copied = parse_digest(call("digest", inside))
+            wrong = differences(after.entries, copied.entries)
+            if not wrong:
                 break
-            ctx.say(f"{claim.name}: the source changed while it was copied: {', '.join(changed[:3])}")
-            before = after
+            # times and sizes said that a file was there already, its content says otherwise: send everything
+            delta = False
         else:
-            raise Refused(
-                f"{claim.source} keeps changing while it is copied",
-                where=f"{host.address}:{path}",
-                why="; ".join(changed[:3]),
-                next_move="stop the services that write to it on the Docker host, then run 070 again",
-            )
-        copied = parse_digest(call("digest", MOUNT))
-    wrong = differences(after.entries, copied.entries)
-    if wrong:
+            raise _given_up(claim, f"{host.address}:{path}", changed, wrong)
+    mark_copied(ctx, claim, copied.sha256)
+    return {
+        "sha256": copied.sha256,
+        "source_sha256": after.sha256,
+        "bytes": after.bytes,
+        "sent": sent,
+        "rounds": number,
+    }
+
+
+def mark_copied(ctx: Context, claim: ClaimSource, digest: str) -> None:
+    mark = {"metadata": {"annotations": {COPIED: digest}}}
+    ctx.kube.patch("v1", "PersistentVolumeClaim", claim.name, ctx.params.migrate.namespace, mark)
+
+
+def source_size(ctx: Context, claim: ClaimSource, project: str) -> int:
+    """How many bytes a claim's source has, by the files' sizes. Raises NotFound where there is none."""
+    host, path = ctx.site.docker_host(), source_path(ctx, claim, project)
+    ctx.docker_hosts.put(host, helper_source(), HELPER, mode=0o755, sudo=True)
+    return _source_digest(ctx, host, path, "--quick").size
+
+
+def _have(ctx: Context, host: HostAddress, claim: ClaimSource, call: Call) -> tuple[str, ...]:
+    """What the claim holds already, put beside the helper on the Docker host; nothing for an empty claim."""
+    lines = call("digest", MOUNT, "--quick")
+    if not any('"type": "file"' in line for line in lines.splitlines()):
+        return ()
+    there = posixpath.join(posixpath.dirname(HELPER), f"have-{claim.name}.jsonl")
+    ctx.docker_hosts.put(host, lines.encode(), there, mode=0o600, sudo=True)
+    return (f"--have={there}",)
+
+
+def _extract(call: Call, pieces: Outflow, claim: ClaimSource) -> None:
+    try:
+        call("extract", MOUNT, "--clean", stdin=iter(pieces))
+    except Refused as error:
+        if FULL not in error.why:
+            raise
         raise Refused(
-            f"claim {claim.name} does not hold what the source holds",
-            where=f"{host.address}:{path}",
-            why="; ".join(wrong[:3]),
-            next_move="run 070 again: it copies the claim anew",
+            f"claim {claim.name} is full",
+            where=error.where,
+            why=f"it has {claim.size}, {claim.source} does not fit",
+            next_move="raise migrate.claim_gb (a claim of this class can't grow: delete it first), then run 070 again",
+        ) from error
+
+
+def _same_shape(claim: ClaimSource, found: Digest, where: str) -> None:
+    """Whether it is a file or a folder there as the manifests mount it; the compose file alone can't always tell."""
+    if bool(claim.file) == ("." not in found.entries):
+        return
+    raise Refused(
+        f"{claim.source} is a {'folder' if claim.file else 'file'} on the Docker host, "
+        f"and the manifests mount it as a {'file' if claim.file else 'folder'}",
+        where=where,
+        next_move="put the project's files beside the compose file, as they are on the Docker host, and run 070 again",
+    )
+
+
+def _given_up(claim: ClaimSource, where: str, changed: tuple[str, ...], wrong: tuple[str, ...]) -> Refused:
+    if changed:
+        return Refused(
+            f"{claim.source} keeps changing while it is copied",
+            where=where,
+            why="; ".join(changed[:3]),
+            next_move="set migrate.data.<service>.method to stop, or to dump for a database, then run 070 again",
         )
-    mark = {"metadata": {"annotations": {COPIED: copied.sha256}}}
-    ctx.kube.patch("v1", "PersistentVolumeClaim", claim.name, namespace, mark)
-    return {"sha256": copied.sha256, "source_sha256": after.sha256, "bytes": after.bytes, "rounds": number}
+    return Refused(
+        f"claim {claim.name} does not hold what the source holds",
+        where=where,
+        why="; ".join(wrong[:3]),
+        next_move="run 070 again: it copies the claim anew",
+    )
 
 
-def _source_digest(ctx: Context, host: HostAddress, path: str) -> Digest:
+def _source_digest(ctx: Context, host: HostAddress, path: str, *options: str) -> Digest:
     pieces: list[bytes] = []
-    argv = ["python3", DOCKER_HELPER, "digest", path]
+    argv = ["python3", HELPER, "digest", path, *options]
     try:
         ctx.docker_hosts.stream(host, argv, stdout=pieces.append, sudo=True, timeout_s=3600)
     except CommandFailed as error:
         if error.exit_status != EXIT_CHANGED:  # what changed while it was read shows as a difference to the next digest
             raise
     return parse_digest(b"".join(pieces).decode())
-
-
-class _archive:  # noqa: N801 - used as a context manager, like contextlib's own
-    """The archive of a folder on the Docker host as an iterator of pieces, bounded in memory.
-
-    The SSH stream runs in a thread of its own; its error is raised where the pieces are read.
-    """
-
-    def __init__(self, ctx: Context, host: HostAddress, path: str) -> None:
-        self._pieces: queue.Queue[bytes | None] = queue.Queue(PIECES)
-        self._error: HybridlabError | None = None
-        self._stopped = threading.Event()
-        self.changed: tuple[str, ...] = ()
-        self._thread = threading.Thread(target=self._pump, args=(ctx, host, path), daemon=True)
-
-    def _pump(self, ctx: Context, host: HostAddress, path: str) -> None:
-        try:
-            ctx.docker_hosts.stream(
-                host, ["python3", DOCKER_HELPER, "archive", path], stdout=self._put, sudo=True, timeout_s=24 * 3600
-            )
-        except CommandFailed as error:
-            if error.exit_status == EXIT_CHANGED:
-                self.changed = ((error.stderr.strip().splitlines()[-1:] or ["a file changed while it was read"])[0],)
-            else:
-                self._error = error
-        except HybridlabError as error:
-            self._error = error
-        self._put(None)
-
-    def _put(self, piece: bytes | None) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._pieces.put(piece, timeout=0.5)
-            except queue.Full:
-                continue
-            return
-
-    def __enter__(self) -> _archive:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stopped.set()
-        self._thread.join(timeout=30)
-
-    def __iter__(self) -> Iterator[bytes]:
-        while (piece := self._pieces.get()) is not None:
-            yield piece
-        if self._error is not None:
-            raise self._error

@@ -16,6 +16,8 @@ from hybridlab.stages.nodes import SMALL_TAINT, is_small
 from hybridlab.stages.scores import weights
 
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
+PASSING_TAINTS = ("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")
+"""What Kubernetes itself puts on a node that is down, cordoned or under pressure, and takes away again."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,9 @@ def capacities(kube: Kube | None, params: Params) -> tuple[NodeCapacity, ...]:
                 arch,  # type: ignore[arg-type]
                 node.cpu_free_m + cpu,
                 node.memory_free + memory,
-                node.taints,
+                # a node that is down or cordoned for a moment must not change where everything belongs
+                tuple(t for t in node.taints if not t[0].startswith(PASSING_TAINTS)),
                 node.labels,
-                # a node that is down for a moment must not change where everything belongs
                 ready=True,
             )
         )

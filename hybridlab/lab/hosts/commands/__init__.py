@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from hybridlab.lab.hosts.call import Call, Command
-from hybridlab.lab.hosts.commands import apt, docker, fileops, identity, k3s, kernel, network, python, services
+from hybridlab.lab.hosts.commands import apt, copies, docker, fileops, identity, k3s, kernel, network, python, services
 
 TABLE: dict[str, Command] = {
     **identity.TABLE,
     **fileops.TABLE,
+    **copies.TABLE,
     **apt.TABLE,
     **services.TABLE,
     **kernel.TABLE,

@@ -1,4 +1,4 @@
-"""docker, as far as moving services away from it goes: look, stop, start."""
+"""docker, as far as moving services away from it goes: look, dump, stop, start."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hybridlab.lab.hosts.call import Call, Command, Usage, split_options
+from hybridlab.lab.hosts.commands.docker_exec import docker_exec, parse
 
 VERSION = "28.5.1"
 STOP_S = 0.5
@@ -29,7 +30,7 @@ async def docker(call: Call) -> int:
     if unit is None or unit.active != "active":
         return await call.fail("Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is it running?")
     verbs = {"ps": _ps, "version": _version, "inspect": _inspect, "stop": _stop, "start": _start, "volume": _volume,
-             "compose": _compose}  # fmt: skip
+             "compose": _compose, "exec": _exec}  # fmt: skip
     if not words or words[0] not in verbs:
         known = ", ".join(verbs)
         return await call.fail(f"docker: the lab does not run 'docker {' '.join(words[:1])}': it knows {known}", 127)
@@ -145,6 +146,14 @@ async def _start(call: Call, state: dict[str, Any], words: list[str]) -> int:
     return await _by_name(call, state, words, running=True)
 
 
+async def _exec(call: Call, state: dict[str, Any], words: list[str]) -> int:
+    name, argv = parse(words)
+    key = _container(state, name)
+    if key is None:
+        return await call.fail(f"Error response from daemon: No such container: {name}")
+    return await docker_exec(call, key, state["containers"][key], argv)
+
+
 async def _by_name(call: Call, state: dict[str, Any], words: list[str], *, running: bool) -> int:
     _, names = split_options(words, "", "-t --time --timeout")
     if not names:
@@ -169,7 +178,9 @@ async def _volume(call: Call, state: dict[str, Any], words: list[str]) -> int:
         "Driver": "local",
         "Mountpoint": f"{VOLUMES}/{name}/_data",
         "Scope": "local",
-        "Labels": {f"{LABEL}.project": state["project"], f"{LABEL}.volume": state["volumes"][name]["key"]},
+        "Labels": {f"{LABEL}.project": state["project"], f"{LABEL}.volume": state["volumes"][name]["key"]}
+        if state["volumes"][name]["key"]
+        else {"com.docker.volume.anonymous": ""},
     }
     if operands[0] == "ls":
         if options.get("--format") not in ("json", "{{json .}}"):

@@ -10,6 +10,7 @@ import stat as stat_
 from collections.abc import Callable
 
 from hybridlab.lab.hosts.call import CHUNK, Call, Command, Usage, split_options
+from hybridlab.lab.hosts.commands.copies import copy_file, into
 from hybridlab.lab.hosts.commands.identity import proc_text
 from hybridlab.lab.hosts.files import Stat, link_text
 
@@ -278,56 +279,15 @@ async def install(call: Call) -> int:
     source, dest = operands
     if "-D" in options:
         files.makedirs(posixpath.dirname(posixpath.join(call.cwd, dest)), asker=call.user)
-    dest = _into(call, source, dest)
+    dest = into(call, source, dest)
     # install(1) makes a new file in place of the old one, so that a running program keeps its own
     data_from = files.stat(source, cwd=call.cwd, asker=call.user)
     if data_from.is_dir:
         return await call.fail(f"install: omitting directory '{source}'")
     scratch = posixpath.join(call.cwd, dest) + ".install-tmp"
-    _copy(call, source, scratch)
+    copy_file(call, source, scratch)
     files.rename(scratch, dest, cwd=call.cwd, asker=call.user)
     finish(dest)
-    return 0
-
-
-def _into(call: Call, source: str, dest: str) -> str:
-    """The path a copy lands at when the destination may be a directory."""
-    files = call.host.files
-    if files.exists(dest, cwd=call.cwd) and files.stat(dest, cwd=call.cwd).is_dir:
-        return posixpath.join(dest, posixpath.basename(source))
-    return dest
-
-
-def _copy(call: Call, source: str, dest: str) -> None:
-    files = call.host.files
-    mode = files.stat(source, cwd=call.cwd, asker=call.user).mode & 0o777
-    with (
-        files.open_read(source, cwd=call.cwd, asker=call.user) as reader,
-        files.open_write(dest, cwd=call.cwd, asker=call.user, mode=mode) as writer,
-    ):
-        while piece := reader.read(CHUNK):
-            writer.write(piece)
-
-
-async def cp(call: Call) -> int:
-    options, operands = split_options(call.args, "-p -a -f -n --preserve")
-    _need(operands, 2)
-    if len(operands) != 2:
-        raise Usage("the lab knows: cp [-p] SOURCE DEST")
-    source, dest = operands
-    files = call.host.files
-    found = files.stat(source, cwd=call.cwd, asker=call.user)
-    if found.is_dir:
-        return await call.fail(f"cp: -r not specified; omitting directory '{source}'")
-    dest = _into(call, source, dest)
-    if "-n" in options and files.exists(dest, cwd=call.cwd):
-        return 0
-    _copy(call, source, dest)
-    if options.keys() & {"-p", "-a", "--preserve"}:
-        resolved = files.resolve(dest, cwd=call.cwd)
-        owner = (found.uid, found.gid) if call.user.is_root else files.owner(resolved)
-        files.set_owner(resolved, *owner, found.mode & 0o7777)
-        os.utime(files.real(resolved), ns=(found.mtime_ns, found.mtime_ns))
     return 0
 
 
@@ -336,7 +296,7 @@ async def mv(call: Call) -> int:
     if len(operands) != 2:
         raise Usage("the lab knows: mv [-f] [-T] SOURCE DEST")
     source, dest = operands
-    dest = dest if "-T" in options else _into(call, source, dest)
+    dest = dest if "-T" in options else into(call, source, dest)
     call.host.files.rename(source, dest, cwd=call.cwd, asker=call.user)
     return 0
 
@@ -472,7 +432,6 @@ TABLE = {
     "sha256sum": Command(sha256sum),
     "mkdir": Command(mkdir, True),
     "install": Command(install, True),
-    "cp": Command(cp, True),
     "mv": Command(mv, True),
     "rm": Command(rm, True),
     "rmdir": Command(rmdir, True),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import posixpath
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -122,15 +123,17 @@ async def _owners(call: Call, subcommand: str, target: str | None) -> AsyncItera
     if subcommand == "extract":
         files.makedirs(target, asker=call.user)
     resolved = files.resolve(target, asker=call.user)
-    for want in ("r", "x", *(("w",) if subcommand == "extract" else ())):
+    single = files.real(resolved).is_file()
+    for want in ("r", *(() if single else ("x",)), *(("w",) if subcommand == "extract" else ())):
         files.demand(call.user, resolved, want)
-    if not files.real(resolved).is_dir():
+    if not single and not files.real(resolved).is_dir():
         yield []
         return
     handle, name = tempfile.mkstemp(prefix="owners-", dir=files.root.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(files.owners_below(resolved), file)
+            table = files.owners_below(resolved)
+            json.dump({posixpath.basename(resolved): table["."]} if single else table, file)
         yield [f"--owners={name}"]
         if subcommand == "extract":
             files.adopt_owners(resolved, json.loads(Path(name).read_text("utf-8")))

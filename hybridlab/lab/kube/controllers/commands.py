@@ -108,9 +108,12 @@ def prepare(
         script = translate(argv[1], mounts, working_dir)
         if script is None or not script.is_file():
             raise CannotRun(f"lab: cannot run {argv[0]} {argv[1]}: it is not a file in a mounted volume")
+        if argv[2:3] == ["listen"]:
+            raise CannotRun("lab: a pod has no sockets of its own: who reaches it is answered from the machines' rules")
         rest = [_rewritten(arg, mounts) for arg in argv[2:]]
-        if len(argv) > 3 and argv[2] in KEEPS_OWNERS and any(mount.path.rstrip("/") == argv[3] for mount in mounts):
-            rest.append(f"--owners={owners_file(Path(rest[1]))}")
+        holder = _volume_of(argv[3], mounts) if len(argv) > 3 and argv[2] in KEEPS_OWNERS else None
+        if holder is not None:
+            rest.append(f"--owners={owners_file(holder)}")
         return Command((sys.executable, "-I", str(script), *rest), safe_environment, directory)
     if program in PLAIN_PROGRAMS:
         return Command((_which(program), *argv[1:]), safe_environment, directory)
@@ -120,6 +123,15 @@ def prepare(
     if program == "tar":
         return Command((_which("tar"), *_tar_arguments(argv[1:], mounts, working_dir)), safe_environment, directory)
     raise CannotRun(f"lab: cannot run {argv[0]}: containers are not emulated")
+
+
+def _volume_of(path: str, mounts: Sequence[Mount]) -> Path | None:
+    """The folder of the volume that a path is the root of, or a file in the root of."""
+    for mount in mounts:
+        at = mount.path.rstrip("/")
+        if path == at or (posixpath.dirname(path) == at and (mount.real / posixpath.basename(path)).is_file()):
+            return mount.real
+    return None
 
 
 def _which(program: str) -> str:

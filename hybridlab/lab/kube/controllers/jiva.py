@@ -48,10 +48,7 @@ class Jiva(Provisioner):
     """The CSI driver's controller: makes the PersistentVolume and the JivaVolume that the operator works on."""
 
     driver = DRIVER
-    image = "openebs/jiva-csi"
-
-    def is_running(self) -> bool:
-        return runs(self.context, "sig-storage/csi-provisioner") and runs(self.context, "openebs/jiva-operator")
+    images = ("sig-storage/csi-provisioner", "openebs/jiva-operator")
 
     def volume(self, claim: Obj, storage_class: Obj, node: str | None) -> Obj:
         parameters = storage_class.get("parameters") or {}

@@ -27,9 +27,11 @@ from hybridlab.lab.kube.controllers.objects import (
     uid_of,
 )
 from hybridlab.lab.kube.controllers.podlogs import PodLogs
+from hybridlab.lab.kube.controllers.podnet import PodNet
 from hybridlab.lab.kube.controllers.podworker import PodWorker, Program
 from hybridlab.lab.kube.controllers.process import Write
 from hybridlab.lab.kube.controllers.scheduler import Scheduler
+from hybridlab.lab.kube.controllers.standins import StandIns
 from hybridlab.lab.kube.controllers.work import Context, Controller, Key, on
 from hybridlab.lab.kube.errors import ApiError, bad_request, not_found
 
@@ -47,6 +49,8 @@ class Kubelets(Controller):
         self.nodes = nodes
         self.images = Images(context)
         self.mounts = Mounts(context)
+        self.stand_ins = StandIns(context)
+        self.pod_net = PodNet(context)
         self.logs = PodLogs(context)
         self.programs: dict[tuple[str, str], Program] = {}  # by image without tag, and container name
         self._scheduler = scheduler
@@ -228,6 +232,11 @@ class Kubelets(Controller):
         try:
             mounts = self.mounts.of_container(pod, spec, worker.volumes)
             environment = self.mounts.environment(pod, spec)
+            answered = await self.pod_net.answer(pod, argv, stdout)
+            if answered is None:
+                answered = await self.stand_ins.answer(pod, str(spec["image"]), argv, mounts, stdin, stdout, stderr)
+            if answered is not None:
+                return answered
             scratch = self.context.folder("pods", uid_of(pod), "scratch")
             command = commands.prepare(argv, mounts, environment, scratch, str(spec.get("workingDir") or "/"))
         except (commands.CannotRun, ConfigMissing, MountFailed) as error:

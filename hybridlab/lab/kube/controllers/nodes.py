@@ -42,6 +42,8 @@ from hybridlab.lab.world import K3sService, Machine
 
 SILENT_AFTER_S = 2.0
 TOLERATION_SCALE = 30.0
+REJOIN_GRACE_S = 10.0
+"""Real seconds that agents have to be back after the server (or the whole lab, which was frozen) started again."""
 HEARTBEAT_S = 10.0
 STATUS_REPORT_S = 300.0
 REJECTED = (
@@ -139,6 +141,7 @@ class Nodes(Controller):
         self.on_change: list[Callable[[str], None]] = []  # told a node's name when its kubelet comes or goes
         self._silent_since: dict[str, float] = {}
         self._reported: dict[str, float] = {}
+        self._began: float | None = None
 
     # -- coming and going --------------------------------------------------------------------------------------------
     def join(self, machine: Machine, service: K3sService) -> str:
@@ -148,6 +151,10 @@ class Nodes(Controller):
         node = self.context.get(NODE, name)
         if node is None:
             node = self.context.create(self._new_node(name, machine, service))
+            # what a kubelet's registration looks like in the log, so that joins can be counted
+            self.context.world.log.add(
+                "kube", "POST", "/api/v1/nodes", 201, mutating=True, actor=f"system:node:{name}", detail=f"{name} joins"
+            )
         if node is not None:
             self.context.set_status(NODE, node, self._fresh_status(node, machine, service))
         self.kubelets[name] = Kubelet(machine, service)
@@ -294,13 +301,19 @@ class Nodes(Controller):
             waiting = self._evict(name)
             beat = max(HEARTBEAT_S, self.context.world.clock.speed)
             return beat if waiting is None else min(beat, waiting)
-        silent = self.context.now() - self._silent_since.setdefault(name, self.context.now())
+        silent = self.context.now() - self._last_heard(name)
         left = SILENT_AFTER_S - silent * self.context.world.clock.speed
         if left > 0 and not condition_is(node, "Ready", "Unknown"):
             return left + 0.01
         self._mark_silent(node)
         self._fit_taints(node, silent=True)
         return self._evict(name)
+
+    def _last_heard(self, name: str) -> float:
+        """When a node went silent; for one that has not been heard of yet, the end of the time it has to come back."""
+        now = self.context.now()
+        self._began = now if self._began is None else self._began
+        return self._silent_since.setdefault(name, max(now, self._began + REJOIN_GRACE_S))
 
     def _report(self, node: Obj) -> None:
         """The kubelet's node status: written when something changed, else every five minutes."""

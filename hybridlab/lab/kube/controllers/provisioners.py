@@ -41,16 +41,19 @@ def runs(context: Context, image: str) -> bool:
 
 
 class Provisioner(ABC):
-    """Makes the volume of one claim; ``driver`` is the StorageClass's provisioner, ``image`` that of its pods."""
+    """Makes the volume of one claim; ``driver`` is the StorageClass's provisioner.
+
+    ``images`` are those of the pods that must be ready for it: when one gets ready, waiting claims are looked at again.
+    """
 
     driver = ""
-    image = ""
+    images: tuple[str, ...] = ()
 
     def __init__(self, context: Context) -> None:
         self.context = context
 
     def is_running(self) -> bool:
-        return runs(self.context, self.image)
+        return all(runs(self.context, image) for image in self.images)
 
     @abstractmethod
     def volume(self, claim: Obj, storage_class: Obj, node: str | None) -> Obj:
@@ -110,7 +113,7 @@ class LocalPath(Provisioner):
     """K3s' local-path: a directory on the consumer's node; ``local`` or hostPath as class or claim say."""
 
     driver = "rancher.io/local-path"
-    image = "local-path-provisioner"
+    images = ("local-path-provisioner",)
 
     def volume(self, claim: Obj, storage_class: Obj, node: str | None) -> Obj:
         if node is None:
@@ -132,7 +135,7 @@ class OpenEbsLocal(Provisioner):
     """OpenEBS Local PV, hostpath: a ``local`` volume on the consumer's node."""
 
     driver = "openebs.io/local"
-    image = "provisioner-localpv"
+    images = ("provisioner-localpv",)
 
     def volume(self, claim: Obj, storage_class: Obj, node: str | None) -> Obj:
         if node is None:

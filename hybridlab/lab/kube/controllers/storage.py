@@ -78,7 +78,7 @@ class Storage(Controller):
 
     def _is_provisioner(self, pod: Obj) -> bool:
         images = [str(c.get("image", "")) for c in containers_of(spec_of(pod))]
-        return any(p.image in image for p in self._provisioners.values() for image in images)
+        return any(own in image for p in self._provisioners.values() for own in p.images for image in images)
 
     async def reconcile(self, key: Key) -> float | None:
         if key[0] == _VOLUMES:

@@ -354,9 +354,7 @@ def _ingress(obj: Obj, old: Obj | None) -> list[Cause]:
     spec = obj.get("spec") or {}
     causes: list[Cause] = []
     if not spec.get("rules") and not spec.get("defaultBackend"):
-        causes.append(
-            Cause("spec", "Invalid value: null: either `defaultBackend` or `rules` must be specified")
-        )
+        causes.append(Cause("spec", "Invalid value: null: either `defaultBackend` or `rules` must be specified"))
     for index, rule in enumerate(spec.get("rules") or ()):
         host = rule.get("host")
         if host:

@@ -103,9 +103,7 @@ def _env(container: Obj, field: str) -> list[Cause]:
         source = variable.get("valueFrom")
         if source is not None:
             if variable.get("value"):
-                causes.append(
-                    invalid_value(f"{place}.valueFrom", "", "may not be specified when `value` is not empty")
-                )
+                causes.append(invalid_value(f"{place}.valueFrom", "", "may not be specified when `value` is not empty"))
             if len(source) != 1:
                 detail = "may not have more than one field specified at a time" if source else "must specify one of: "
                 causes.append(invalid_value(f"{place}.valueFrom", "", detail))
@@ -164,9 +162,7 @@ def _probes(container: Obj, field: str) -> list[Cause]:
         causes += _handler(probe, f"{field}.{name}")
         for key in ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"):
             if probe.get(key, 0) < 0:
-                causes.append(
-                    invalid_value(f"{field}.{name}.{key}", probe[key], "must be greater than or equal to 0")
-                )
+                causes.append(invalid_value(f"{field}.{name}.{key}", probe[key], "must be greater than or equal to 0"))
         if name != "readinessProbe" and probe.get("successThreshold", 1) != 1:
             causes.append(invalid_value(f"{field}.{name}.successThreshold", probe["successThreshold"], "must be 1"))
     return causes
@@ -289,16 +285,14 @@ def _tolerations(spec: Obj, field: str) -> list[Cause]:
         if toleration.get("key"):
             causes += qualified_name(toleration["key"], f"{place}.key")
         elif operator != "Exists":
-            detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\""
+            detail = 'operator must be Exists when `key` is empty, which means "match all values and all keys"'
             causes.append(invalid_value(f"{place}.operator", operator, detail))
         if operator not in ("Equal", "Exists"):
             causes.append(unsupported(f"{place}.operator", operator, ("Equal", "Exists")))
         if operator == "Exists" and toleration.get("value"):
             detail = "value must be empty when `operator` is 'Exists'"
             causes.append(invalid_value(f"{place}.operator", toleration["value"], detail))
-        causes += one_of(
-            toleration.get("effect"), f"{place}.effect", ("NoSchedule", "PreferNoSchedule", "NoExecute")
-        )
+        causes += one_of(toleration.get("effect"), f"{place}.effect", ("NoSchedule", "PreferNoSchedule", "NoExecute"))
         if "tolerationSeconds" in toleration and toleration.get("effect") != "NoExecute":
             detail = "effect must be 'NoExecute' when `tolerationSeconds` is set"
             causes.append(invalid_value(f"{place}.effect", toleration.get("effect") or "", detail))
