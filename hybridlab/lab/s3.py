@@ -152,7 +152,9 @@ class S3Part:
     def corrupt(self, match: str) -> str:
         """Flip the middle byte of the newest object whose bucket/key contains ``match``; its size and time stay.
 
-        Returns what was damaged. Raises LookupError where no object with at least one byte fits.
+        What Velero only writes down about a backup or a restore (logs, lists, results) is hit where nothing else fits:
+        nobody reads it back, so its damage would say nothing. Returns what was damaged. Raises LookupError where no
+        object with at least one byte fits.
         """
         objects = [
             path
@@ -163,7 +165,8 @@ class S3Part:
             and not path.name.startswith(RESERVED)
             and path.stat().st_size
         ]
-        victim = max(objects, key=lambda path: path.stat().st_mtime_ns, default=None)
+        read_back = [path for path in objects if not _is_note(path.relative_to(self.root).as_posix())]
+        victim = max(read_back or objects, key=lambda path: path.stat().st_mtime_ns, default=None)
         if victim is None:
             raise LookupError(f"no object whose bucket/key contains {match!r}")
         before = victim.stat()
@@ -177,6 +180,14 @@ class S3Part:
         key = victim.relative_to(self.root).as_posix()
         self.world.log.add("s3", "fault-corrupt", key, 0, mutating=False, actor="lab", detail=f"byte {offset}")
         return f"flipped byte {offset} of {key}"
+
+
+def _is_note(key: str) -> bool:
+    """``…/restores/…`` whole, and of ``…/backups/NAME/`` all but NAME.tar.gz."""
+    parts = key.split("/")
+    if "restores" in parts[1:-1]:
+        return True
+    return "backups" in parts[1:-2] and parts[-1] != f"{parts[-2]}.tar.gz"
 
 
 async def _read_port(stream: asyncio.StreamReader) -> int:

@@ -389,6 +389,8 @@ def test_disruption_budget_counts_what_may_go(tmp_path: Path) -> None:
             )
 
         await lab.until(lambda: allowed() == 1, "one may go")
+        for node in lab.store.list("nodes"):  # so that what goes down can't come back elsewhere
+            lab.store.patch("nodes", node["metadata"]["name"], None, "", lambda n: n["spec"].update(unschedulable=True))
         await lab.controllers.node_lost("id-arm-1")
         await lab.until(lambda: allowed() == 0, "none may go once one is down")
 

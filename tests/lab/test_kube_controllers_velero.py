@@ -307,6 +307,8 @@ def test_node_without_its_agent_makes_the_backup_partial(tmp_path: Path) -> None
 def test_location_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     async def body(lab: ControllersLab, s3: S3Part) -> None:
         good = velero(lab, "backupstoragelocations", "default")["spec"]
+        (s3.root / "foreign/photos").mkdir(parents=True)  # early: files put there directly show a moment later
+        (s3.root / "foreign/photos/a").touch()
         for name, spec, said in (
             ("no-bucket", {**good, "objectStorage": {"bucket": "nope"}}, "NoSuchBucket"),
             ("no-plugin", {**good, "provider": "azure"}, "unable to locate ObjectStore plugin named velero.io/azure"),
@@ -320,9 +322,6 @@ def test_location_that_cannot_be_used_says_why(tmp_path: Path) -> None:
                 lab.store.create(
                     {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"cloud": text}}
                 )
-            if name == "foreign":
-                (s3.root / "foreign/photos").mkdir(parents=True)
-                (s3.root / "foreign/photos/a").touch()
             lab.store.create(request("BackupStorageLocation", name, **{**spec, "default": False}))
             await lab.until(lambda n=name: phase(lab, "backupstoragelocations", n) == "Unavailable", name)  # type: ignore[misc]
             message = velero(lab, "backupstoragelocations", name)["status"]["message"]
