@@ -117,6 +117,7 @@ def stop_lab(directory: Path, *, deadline_s: float = STOP_DEADLINE_S) -> bool:
         _signal(folder, signal.SIGTERM)
     if not _ended(folder, deadline_s):
         _kill_hung(folder)
+    _clean_up(folder)  # it may have been dying of something else when we asked, and left its helper behind
     return True
 
 

@@ -225,7 +225,7 @@ def test_stopping_a_killed_lab_ends_its_helper(folder: Path) -> None:
     os.kill(killed.pid, signal.SIGKILL)
     soon(lambda: ended(killed.pid), "the lab's end")
     stop_lab(folder)
-    soon(lambda: ended(helper), "the end of its S3 server")
+    soon(lambda: ended(helper), f"the end of its S3 server {helper}: {command_line(helper)}")
     assert not (folder / "lab.json").exists()
 
 

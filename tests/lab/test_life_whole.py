@@ -189,7 +189,7 @@ def phases(life: Life) -> list[str]:
 
 def test_a_flipped_byte_fails_the_drill_and_a_new_backup_heals_it(whole: Life) -> None:
     """A flipped byte in S3, found by 090; then 080, killed halfway, makes a sound backup all the same."""
-    flipped = whole.fault("s3-corrupt", match="hybridlab-backup/")
+    flipped = whole.fault("s3-corrupt", match="/kopia/")
     assert len(flipped) == 1
     failed = whole.run("090", "--set", "drill.max_age_h=0.00001")
     assert failed.status == 4, failed.said
