@@ -47,11 +47,17 @@ def network(life: Life) -> list[tuple[str, str]]:
 
 
 def launch_a_guest(life: Life) -> str:
-    """A VM that isn't ours in our subnet, made by the SDK with no tag; returns its id."""
+    """A VM that isn't ours in our subnet, made with no tag by oci-cli, else by the SDK; returns its id."""
     compute, compartment = life.oci(oci.core.ComputeClient)
     net, _ = life.oci(oci.core.VirtualNetworkClient)
     ours = next(vm for vm in life.instances() if vm.display_name == "amd-1")
     subnet = net.list_subnets(compartment).data[0]
+    if OCI_CLI:
+        words = ["compute", "instance", "launch", "--compartment-id", compartment, "--subnet-id", subnet.id]
+        words += ["--availability-domain", ours.availability_domain, "--shape", ours.shape, "--display-name", "guest"]
+        by_cli: str = oci_cli(life, *words, "--image-id", ours.source_details.image_id)["id"]
+        promptly(lambda: compute.get_instance(by_cli).data.lifecycle_state, "RUNNING".__eq__, "the guest to run")
+        return by_cli
     guest = oci.core.models.LaunchInstanceDetails(
         compartment_id=compartment,
         availability_domain=ours.availability_domain,
