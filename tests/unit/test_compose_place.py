@@ -10,7 +10,7 @@ from compose_kit import GI, MI, MULTI, NODES, SMALL_TAINT, image
 
 from hybridlab.compose.model import Placement, Preference, ServiceNeeds
 from hybridlab.compose.place import place
-from hybridlab.models import Arch, ImageInfo, NodeCapacity
+from hybridlab.models import Arch, ImageInfo, NodeCapacity, Platform
 
 PREFERENCE = Preference()
 OPEN = tuple(replace(node, taints=()) for node in NODES)
@@ -178,3 +178,17 @@ def test_a_shared_claim_narrows_the_choice() -> None:
 )
 def test_variants_that_node_labels_do_not_carry_are_warned_about(platforms: tuple[str, ...], warned: bool) -> None:
     assert bool(place(ServiceNeeds("s"), image(*platforms), OPEN, PREFERENCE).warnings) is warned
+
+
+@pytest.mark.parametrize(
+    ("weights", "first"), [({"arm64": 100, "amd64": 1}, "arm64"), ({"arm64": 1, "amd64": 100}, "amd64")]
+)
+def test_the_reason_names_the_preferred_architecture_first(weights: dict[str, int], first: str) -> None:
+    both = ImageInfo("a:1", True, index=True, platforms=(Platform("linux", "amd64"), Platform("linux", "arm64")))
+    nodes = [NodeCapacity("arm-1", "arm64", 2000, 2**33), NodeCapacity("amd-1", "amd64", 2000, 2**33)]
+    made = place(ServiceNeeds("web", "a:1"), both, nodes, Preference(weights))
+    assert f"prefers {first} (weights {first} 100, " in made.reason
+    assert made.architectures[0] == first
+    terms = made.affinity["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert [t["weight"] for t in terms] == [100, 1]
+    assert terms[0]["preference"]["matchExpressions"][0]["values"] == [first]
