@@ -229,6 +229,32 @@ def test_jiva_volume_follows_its_pod_and_survives_a_lost_node(tmp_path: Path) ->
     run(body, tmp_path, speed=20.0)
 
 
+def test_a_claim_waits_for_the_operator_whichever_part_gets_ready_last(tmp_path: Path) -> None:
+    async def body(lab: ControllersLab) -> None:
+        def scale(count: int) -> None:
+            lab.store.patch(
+                "deployments", "jiva-operator", "openebs", "apps", lambda d: d["spec"].update(replicas=count)
+            )
+
+        def operators() -> int:
+            return sum("jiva-operator" in p["metadata"]["name"] for p in lab.pods("openebs"))
+
+        await _with_jiva(lab, 1, replica={"tolerations": TOLERATE})
+        scale(0)
+        await lab.until(lambda: operators() == 0, "the operator is down")
+        lab.store.create(claim("data", "jiva"))
+        await lab.until(lambda: bool(lab.events("ExternalProvisioning")), "the claim waits")
+        scale(1)
+
+        def phase() -> str:
+            found = lab.store.must_get("persistentvolumeclaims", "data", "default")
+            return str(found.get("status", {}).get("phase"))
+
+        await lab.until(lambda: phase() == "Bound", "the claim is bound")
+
+    run(body, tmp_path, speed=20.0)
+
+
 def test_jiva_needs_as_many_nodes_as_replicas_and_iscsi_where_it_is_used(tmp_path: Path) -> None:
     async def body(lab: ControllersLab) -> None:
         lab.hosts.without_iscsi.add("id-arm-2")

@@ -204,6 +204,15 @@ def test_what_the_project_itself_uses_counts_as_free() -> None:
     assert amd.taints == (("hybridlab.io/small", "true", "NoSchedule"),)
 
 
+def test_a_node_that_is_down_or_cordoned_for_a_moment_changes_no_placement() -> None:
+    passing = (
+        ("node.kubernetes.io/unreachable", "", "NoExecute"),
+        ("node.kubernetes.io/unschedulable", "", "NoSchedule"),
+    )
+    kube = FakeKube(nodes=[node("amd-1", "amd64", ready=False, taints=(*node("amd-1").taints, *passing))])
+    assert capacities(kube, make_params()) == capacities(FakeKube(nodes=[node("amd-1", "amd64")]), make_params())
+
+
 def test_before_there_is_a_cluster_the_wishes_count() -> None:
     arm, _, amd = capacities(None, make_params({"nodes.amd-1.ocpus": 0.125}))
     assert (arm.cpu_free_m, arm.memory_free, arm.taints) == (2000, 12 * GI, ())
