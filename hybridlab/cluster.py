@@ -115,6 +115,7 @@ class Cluster:
         self.approvals = [*(approvals or []), *filter(None, os.environ.get("HYBRIDLAB_APPROVE", "").split(","))]
         self.site: RealSite = open_site(params, params_file.parent, lab_directory(root))
         self.notes: dict[str, Any] = {}
+        self.revision = 0  # of the params in this session: what was seen and planned before is stale
         self._kube: ports.Kube | None = None
 
     def _redact(self, text: str) -> str:
@@ -209,6 +210,8 @@ class Cluster:
         for name in ("oracle", "hosts", "docker_hosts", "registry", "s3"):
             self.__dict__.pop(name, None)
         self.site = open_site(self.params, self.params_base, lab_directory(self.root))
+        self.notes.clear()
+        self.revision += 1
         self.refresh()
 
     # -- stages ----------------------------------------------------------------------------------------------------
@@ -270,6 +273,7 @@ class StageRun:
         self._stage = stage
         self._seen: Any = None
         self._plan: Plan | None = None
+        self._revision = cluster.revision
         self._approved: dict[str, str] = {}
         self._outcomes: tuple[StepOutcome, ...] = ()
         self._checks: tuple[Check, ...] = ()
@@ -277,12 +281,12 @@ class StageRun:
     def look(self) -> Any:
         """Read what is really there; the stage's ``Seen``."""
         self._seen = self._stage.look(self.cluster)
-        self._plan = None
+        self._plan, self._revision = None, self.cluster.revision
         return self._seen
 
     def plan(self) -> Plan:
         """What applying would do. Looks first if that wasn't done; records the plan's hash in the ledger."""
-        if self._seen is None:
+        if self._seen is None or self._revision != self.cluster.revision:
             self.look()
         self._plan = self._stage.plan(self.cluster.params, self._seen, self.cluster.upstream(self._stage))
         return self._plan
@@ -292,7 +296,7 @@ class StageRun:
         return plan_hash(self.cluster.params.plain(self.name), self._need_plan())
 
     def _need_plan(self) -> Plan:
-        return self._plan if self._plan is not None else self.plan()
+        return self._plan if self._plan and self._revision == self.cluster.revision else self.plan()
 
     def gate(self) -> Gate:
         """Whether the plan may be applied.

@@ -261,6 +261,10 @@ def verify(ctx: Context) -> tuple[Check, ...]:
     data = evidence.data
     newest = data["backup"] == seen.backup
     checks.append(Check("backup", newest, f"{data['backup']}" + ("" if newest else f", the newest is {seen.backup}")))
+    if not data["claims"]:
+        checks.append(
+            Check("claims", True, "the backup holds no claim's data: nothing was compared, nothing is proved")
+        )
     for claim, row in data["claims"].items():
         text = f"{row['entries']} entries, {row['bytes']:,} bytes the same"
         if row["moving"]:

@@ -91,16 +91,7 @@ def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
         count = (seen.pods or {}).get(name, 0)
         if node:
             steps.append(Step("drain", "drain", f"node {name}", f"{count} pods have to move", "change", arguments))
-            steps.append(
-                Step(
-                    "remove-node",
-                    "remove-node",
-                    f"node {name}",
-                    "with its password secret, or a machine of the same name would be refused",
-                    "delete",
-                    arguments,
-                )
-            )
+        # the VM goes before its node: cut off between the two, the next plan still sees a node that has to go
         if name in seen.machines and (node or action == "remove"):
             steps.append(
                 Step(
@@ -108,6 +99,17 @@ def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
                     "terminate",
                     f"VM {name}",
                     "a fresh machine takes its place" if action == "replace" else "it is no longer wanted",
+                    "delete",
+                    arguments,
+                )
+            )
+        if node:
+            steps.append(
+                Step(
+                    "remove-node",
+                    "remove-node",
+                    f"node {name}",
+                    "with its password secret, or a machine of the same name would be refused",
                     "delete",
                     arguments,
                 )

@@ -184,6 +184,19 @@ def test_an_approval_does_not_outlive_changed_params(root: Path) -> None:
         run.apply()
 
 
+def test_changed_params_are_looked_at_and_planned_anew(root: Path) -> None:
+    run, toy = opened(root)
+    before = run.plan()
+    run.cluster.notes["storage"] = "what the first look found"
+    run.cluster.override(**{"storage.test_mb": 9})
+    assert run.cluster.notes == {}
+    toy.steps = ()
+    run.gate()  # the plan of the old params, with a step in it, would need an approval
+    assert before.steps
+    assert run.apply() == ()
+    assert (toy.looks, toy.ran) == (2, [])
+
+
 def test_params_of_other_stages_do_not_touch_an_approval(root: Path) -> None:
     run, _ = opened(root)
     before = run.hash

@@ -261,3 +261,11 @@ def test_no_backup_no_rehearsal(tmp_path: Path) -> None:
     step = drill.plan(PARAMS, OPEN, {}).steps[0]
     with pytest.raises(NotFound, match="no backup on record"):
         drill.ACTIONS["rehearse"](FakeContext(tmp_path, kube=FakeKube()), step)
+
+
+def test_a_backup_of_nothing_proves_nothing_and_says_so(tmp_path: Path) -> None:
+    ctx = FakeContext(tmp_path, kube=PodKube(lambda *_: ""))
+    ctx.evidence.save("backup", {"name": "backup-1", "claims": {}}, inputs={})
+    ctx.evidence.save(drill.EVIDENCE, {"backup": "backup-1", "claims": {}, "same": True}, inputs={"backup": "backup-1"})
+    said = {c.name: c.evidence for c in drill.verify(ctx)}
+    assert "nothing is proved" in said["claims"]

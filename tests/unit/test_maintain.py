@@ -34,9 +34,9 @@ def test_the_last_agent_unless_named() -> None:
 @pytest.mark.parametrize(
     ("action", "seen", "steps"),
     [
-        ("replace", SEEN, ["cordon", "drain", "remove-node", "terminate"]),
-        ("remove", SEEN, ["cordon", "drain", "remove-node", "terminate"]),
-        ("replace", CORDONED, ["drain", "remove-node", "terminate"]),
+        ("replace", SEEN, ["cordon", "drain", "terminate", "remove-node"]),
+        ("remove", SEEN, ["cordon", "drain", "terminate", "remove-node"]),
+        ("replace", CORDONED, ["drain", "terminate", "remove-node"]),
         ("cordon", SEEN, ["cordon"]),
         ("cordon", CORDONED, []),
         ("uncordon", CORDONED, ["uncordon"]),
