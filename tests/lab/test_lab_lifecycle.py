@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,20 @@ def test_several_who_start_it_at_once_get_the_same_lab(folder: Path) -> None:
     ]
     pids = {starter.communicate(timeout=60)[0].strip() for starter in starters}
     assert pids == {str(running_lab(folder).pid)}
+
+
+def test_a_new_folder_can_be_marked_by_several_at_once(tmp_path: Path) -> None:
+    """Each of them finds it empty, or marked by another: never "not a lab's"."""
+    together = threading.Barrier(4)
+
+    def prepare(number: int) -> None:
+        together.wait()
+        LabDirectory(tmp_path / str(number)).prepare()
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(200):
+            for done in [pool.submit(prepare, number) for _ in range(4)]:
+                done.result()
 
 
 def test_two_labs_live_side_by_side(folder: Path, tmp_path: Path) -> None:

@@ -189,6 +189,8 @@ def test_capacity_report(lab: OracleLab) -> None:
 
 # -- etags and retry tokens ----------------------------------------------------------------------------------------
 def test_etag_guards_changes(lab: OracleLab, net: Net) -> None:
+    # becoming AVAILABLE changes it once more
+    eventually(lambda: lab.network.get_vcn(net.vcn.id).data.lifecycle_state == "AVAILABLE")
     etag = lab.network.get_vcn(net.vcn.id).headers["etag"]
     rename = models.UpdateVcnDetails(display_name="other")
     changed = lab.network.update_vcn(net.vcn.id, rename, if_match=etag).headers["etag"]
