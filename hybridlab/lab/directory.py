@@ -82,7 +82,7 @@ class LabDirectory:
         """Make the folder and mark it. Raises BadInput where it can't be, or holds something that isn't a lab's."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # one listing, not two questions: another starter may mark the folder at this moment, and does so first of all
+            # one listing, not two questions: another starter may mark the folder in between, and does so first of all
             found = {entry.name for entry in self.path.iterdir()}
             if self.marker.name not in found:
                 if found:
