@@ -15,6 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from hybridlab.lab.kube import protobuf
 from hybridlab.lab.kube.errors import ApiError, bad_request
 from hybridlab.lab.kube.schema import type_named
 
@@ -27,8 +28,13 @@ _GO_NAMES = {"string": "string", "integer": "int32", "boolean": "bool", "number"
 def parse_body(raw: bytes, content_type: str) -> tuple[Any, list[str]]:
     """The JSON or YAML value of a request body, and the duplicate fields it had; 400 or 415."""
     kind = content_type.split(";")[0].strip().lower()
-    if kind == "application/vnd.kubernetes.protobuf":
-        raise unsupported_media(kind)
+    if kind == protobuf.MEDIA_TYPE:
+        try:
+            return protobuf.decode(raw), []
+        except protobuf.UnknownKind as error:
+            raise unsupported_media() from error
+        except ValueError as error:
+            raise bad_request(str(error)) from error
     if kind in ("application/yaml", "application/apply-patch+yaml") and not raw.lstrip().startswith(b"{"):
         try:
             return YAML(typ="safe").load(raw), []
@@ -50,11 +56,9 @@ def parse_body(raw: bytes, content_type: str) -> tuple[Any, list[str]]:
         raise bad_request(f"couldn't get version/kind; json parse error: {error}") from error
 
 
-def unsupported_media(kind: str) -> ApiError:
+def unsupported_media() -> ApiError:
     accepted = "application/json, application/yaml"
     message = f"the body of the request was in an unknown format - accepted media types include: {accepted}"
-    if "protobuf" in kind:
-        message += " (the lab speaks no protobuf: kubectl create … --dry-run=client -o yaml | kubectl apply -f - works)"
     return ApiError(415, "UnsupportedMediaType", message)
 
 

@@ -23,7 +23,6 @@ from hybridlab.lab.kube.wire import (
     at_version,
     dry_run,
     flag,
-    json_body,
     manager_of,
     metadata_only,
     number,
@@ -374,7 +373,8 @@ def patched_object(old: Obj, value: Any, kind: str, shape: Shape) -> Any:
 
 async def _delete_options(request: web.Request) -> Obj:
     """DeleteOptions from the body, or from the query where the body is empty."""
-    options = json_body(await request.read())
+    raw = await request.read()
+    options = parse_body(raw, request.headers.get("Content-Type", "application/json"))[0] if raw.strip() else {}
     if not isinstance(options, dict):
         raise bad_request("couldn't get version/kind; json parse error")
     query = request.query

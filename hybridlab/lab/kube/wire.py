@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from aiohttp import web
 
@@ -142,13 +140,3 @@ def warnings_header(texts: list[str]) -> dict[str, str]:
         return {}
     quoted = [text.replace("\\", "\\\\").replace('"', '\\"') for text in texts]
     return {"Warning": ", ".join(f'299 - "{text}"' for text in quoted)}
-
-
-def json_body(raw: bytes) -> Any:
-    """The options body of a DELETE, or {}."""
-    if not raw.strip():
-        return {}
-    try:
-        return json.loads(raw)
-    except ValueError as error:
-        raise bad_request(f"couldn't get version/kind; json parse error: {error}") from error
