@@ -9,7 +9,7 @@ read first, so a command that writes while it is fed never blocks both sides.
 from __future__ import annotations
 
 import json
-import select
+import selectors
 import ssl
 import time
 from collections import deque
@@ -76,6 +76,15 @@ def run(
         socket.shutdown()
 
 
+def _ready(sock: Any, timeout_s: float, *, sending: bool = False) -> tuple[bool, bool]:
+    """Whether the socket can be read and, if wanted, written. Not select(), which ends at descriptor 1023: a notebook
+    server or a long batch has more."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if sending else 0))
+        events = sum(mask for _, mask in selector.select(timeout_s))
+    return bool(events & selectors.EVENT_READ), bool(events & selectors.EVENT_WRITE)
+
+
 class _Session:
     """One conversation: what is still to be sent, what came, and whether the outcome is known."""
 
@@ -121,12 +130,9 @@ class _Session:
         if isinstance(sock, ssl.SSLSocket) and sock.pending():
             return True, False  # decrypted already: select would not see it
         if self._outcome:  # the command has ended: only what is on its way already counts now
-            readable, _, _ = select.select([sock], [], [], max(0.0, min(left, LAST_WORDS_S)))
-            self._open = bool(readable)
-            return bool(readable), False
-        sending = [sock] if self._outgoing or self._stdin is not None else []
-        readable, writable, _ = select.select([sock], sending, [], min(left, 5.0))
-        return bool(readable), bool(writable)
+            self._open, _ = _ready(sock, max(0.0, min(left, LAST_WORDS_S)))
+            return self._open, False
+        return _ready(sock, min(left, 5.0), sending=bool(self._outgoing) or self._stdin is not None)
 
     # -- receiving -------------------------------------------------------------------------------------------------
     def _receive(self) -> None:
@@ -180,7 +186,7 @@ class _Session:
             sent = self._ws.sock.send(view)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
             # TLS must be given the very same bytes again, and select says writable at once: don't spin
-            select.select([self._ws.sock], [], [], 0.005)
+            _ready(self._ws.sock, 0.005)
             return
         except (BrokenPipeError, ConnectionResetError):
             # a command may end without reading its input; its outcome may still be waiting to be read

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import resource
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -239,3 +241,21 @@ def test_query() -> None:
         ("stderr", "true"),
         ("tty", "false"),
     ]
+
+
+def test_a_process_with_more_than_a_thousand_open_files(server: Server) -> None:
+    server.behave = says(b"\x01yes", SUCCESS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1500
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"this user may open {hard} files only")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted) if soft != resource.RLIM_INFINITY else soft, hard))
+    held: list[int] = []
+    try:
+        while not held or held[-1] < 1100:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+        assert server.exec().stdout == b"yes"
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -54,8 +54,7 @@ from hybridlab.lab.kube.errors import ApiError
 
 RESTORE_S = 0.5
 WAIT_CONTAINER = "restore-wait"
-# How long a restored pod may take until its volumes can be filled: Velero's is four hours, the lab's two minutes.
-FS_TIMEOUT_S = 120.0
+FS_TIMEOUT_S = 4 * 3600.0  # how long a restored pod may take until its volumes can be filled; a minute at any speed
 _ORDER = [
     "customresourcedefinitions.apiextensions.k8s.io",
     "namespaces",
@@ -344,7 +343,7 @@ class RestoreRun:
 
         follower = asyncio.ensure_future(follow())
         loop = asyncio.get_running_loop()
-        end = loop.time() + max(self._context.scaled(FS_TIMEOUT_S), 5.0)
+        end = loop.time() + max(self._context.scaled(FS_TIMEOUT_S), 60.0)
         try:
             while True:
                 changed.clear()
