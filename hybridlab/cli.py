@@ -331,13 +331,13 @@ def convert(
 @click.option("--env-file", multiple=True, type=click.Path(path_type=Path), help="As Compose's; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def images(compose: Path, params_file: str | None, env_file: tuple[Path, ...], as_json: bool) -> None:
-    """Show which architectures the images of a COMPOSE file exist for."""
+    """Show which architectures the images of a COMPOSE file exist for, and what changed since earlier looks."""
     from hybridlab.runner.composing import look_up_images, show_images
 
     found = look_up_images(compose, params_file, env_files=env_file)
     if as_json:
         rows = {r: {"known": i.known, "platforms": [str(p) for p in i.platforms], "digest": i.digest,
-                    "problem": i.problem} for r, i in found.items()}  # fmt: skip
+                    "drift": i.drift, "problem": i.problem} for r, i in found.items()}  # fmt: skip
         click.echo(json.dumps(rows, indent=1))
     else:
         show_images(found, _console())

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any, cast
 
 from hybridlab import ports
 from hybridlab.errors import BadInput, GateClosed, NotFound, Unreachable, VerifyFailed
-from hybridlab.ledger import EvidenceStore, Ledger, SecretStore, locked
+from hybridlab.ledger import EvidenceStore, Ledger, SecretStore, locked, who
 from hybridlab.masking import all_forms, mask
-from hybridlab.models import Check, Finding, HostAddress, Json
+from hybridlab.models import Check, Gate, HandOver, HostAddress, Json
 from hybridlab.params import Params, check_params, parse_override, read_params, set_path
 from hybridlab.plan import Plan, plan_hash
 from hybridlab.sites import RealSite, open_site
-from hybridlab.stages.base import Stage, StepOutcome, Upstream, apply
+from hybridlab.stages.base import Stage, StepOutcome, Upstream, apply, ending_threads
 from hybridlab.wait import Clock, SystemClock
 
 STAGES: Mapping[str, str] = {
@@ -115,6 +114,7 @@ class Cluster:
         self.approvals = [*(approvals or []), *filter(None, os.environ.get("HYBRIDLAB_APPROVE", "").split(","))]
         self.site: RealSite = open_site(params, params_file.parent, lab_directory(root))
         self.notes: dict[str, Any] = {}
+        self.max_age_s = 0.0  # of what a look uses, see ``upstream``
         self.revision = 0  # of the params in this session: what was seen and planned before is stale
         self._kube: ports.Kube | None = None
 
@@ -136,18 +136,20 @@ class Cluster:
             profile=where.profile,
             endpoint=where.endpoint,
             compartment=self.params.oracle.compartment,
+            memory=self.state / "oracle.json",
         )
 
     @cached_property
     def hosts(self) -> ports.Hosts:
-        key = self.site.ssh_key(self.secrets.path("ssh_key"))
-        return self._ssh(key, sudo_password=self.site.sudo_password)
+        own = self.secrets.path("ssh_key")
+        return self._ssh(lambda host: self.site.ssh_key(own, host), sudo_password=self.site.sudo_password)
 
     @cached_property
     def docker_hosts(self) -> ports.Hosts:
-        return self._ssh(self.site.docker_key())
+        key = self.site.docker_key()
+        return self._ssh(lambda _: key)
 
-    def _ssh(self, key: Path | None, **options: Any) -> ports.Hosts:
+    def _ssh(self, key: Callable[[HostAddress], Path | None], **options: Any) -> ports.Hosts:
         from hybridlab.drivers.ssh import SshHosts
 
         known = self.state / "known_hosts"
@@ -198,6 +200,13 @@ class Cluster:
             secret_key=settings["secret_key"],
         )
 
+    def interrupt(self) -> None:
+        if isinstance(self.clock, SystemClock):
+            self.clock.interrupt()
+        for name in ("hosts", "docker_hosts"):
+            if name in self.__dict__:  # opened: there may be something under way
+                getattr(self, name).interrupt()
+
     def refresh(self) -> None:
         self._kube = None
 
@@ -220,13 +229,20 @@ class Cluster:
         return StageRun(self, load_stage(name))
 
     def upstream(self, stage: Stage, cache: dict[str, Mapping[str, Json]] | None = None) -> Upstream:
-        """What the needed stages will have made so: the fold of their plans over what is really there."""
+        """What the needed stages will have made so: the fold of their plans over what is really there.
+
+        What was seen of Oracle moments ago in this process will do for that; the stage itself has looked afresh.
+        """
         known: dict[str, Mapping[str, Json]] = {} if cache is None else cache
-        for name in stage.NEEDS:
-            if name not in known:
-                needed = load_stage(name)
-                before = self.upstream(needed, known)
-                known[name] = needed.plan(self.params, needed.look(self), before).expected
+        age, self.max_age_s = self.max_age_s, ports.FRESH_S
+        try:
+            for name in stage.NEEDS:
+                if name not in known:
+                    needed = load_stage(name)
+                    before = self.upstream(needed, known)
+                    known[name] = needed.plan(self.params, needed.look(self), before).expected
+        finally:
+            self.max_age_s = age
         return known
 
     def writing(self) -> Any:
@@ -240,28 +256,6 @@ def load_stage(name: str) -> Stage:
     if name not in STAGES:
         raise BadInput(f"no stage is called {name!r}", next_move=f"one of: {', '.join(STAGES)}")
     return cast(Stage, importlib.import_module(f"hybridlab.stages.{name}"))
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Whether a plan may be applied: its hash, and by whom it was approved (empty while it is closed)."""
-
-    stage: str
-    hash: str
-    open: bool
-    by: str
-    steps: int
-
-
-@dataclass(frozen=True)
-class HandOver:
-    """How a stage ended: counts of its plan, its checks, and what can be done next."""
-
-    stage: str
-    steps_done: int
-    checks: tuple[Check, ...]
-    findings: tuple[Finding, ...]
-    next_runbook: str
 
 
 class StageRun:
@@ -280,7 +274,8 @@ class StageRun:
 
     def look(self) -> Any:
         """Read what is really there; the stage's ``Seen``."""
-        self._seen = self._stage.look(self.cluster)
+        with ending_threads(self.cluster):
+            self._seen = self._stage.look(self.cluster)
         self._plan, self._revision = None, self.cluster.revision
         return self._seen
 
@@ -305,9 +300,7 @@ class StageRun:
         closed gate raises GateClosed, which names the hash to approve.
         """
         plan = self._need_plan()
-        if plan.refusals:
-            first = plan.refusals[0]
-            raise BadInput(f"{self.name}: {first.text}", where=first.subject, next_move=first.next_move)
+        plan.expect_applicable()
         by = self._approved_by(plan)
         gate = Gate(self.name, self.hash, bool(by), by, len(plan.steps))
         if not gate.open and not in_jupyterlab():
@@ -335,8 +328,10 @@ class StageRun:
         return ""
 
     def _closed(self) -> GateClosed:
+        """The error of somebody's try without an approval of this very plan; the ledger remembers the try."""
         given = [a for a in self.cluster.approvals if a != "all"]
         why = f"approved was {', '.join(given)}: the plan is another one" if given else "nobody approved it"
+        self.cluster.ledger.add(self.name, "", "refused", detail={"hash": self.hash, "given": given, "who": who()})
         return GateClosed(
             f"the gate of {self.name} is closed for plan {self.hash}",
             where=self.cluster.params.cluster,
@@ -356,7 +351,7 @@ class StageRun:
         last = next((r for r in reversed(rows) if r.event == "approved"), None)
         if last and last.run == self.cluster.run and last.detail.get("hash") == self.hash:
             return
-        self.cluster.ledger.add(self.name, "", "approved", detail={"hash": self.hash, "by": by})
+        self.cluster.ledger.add(self.name, "", "approved", detail={"hash": self.hash, "by": by, "who": who()})
 
     def apply(self, on_step: Callable[[StepOutcome], None] | None = None) -> tuple[StepOutcome, ...]:
         """Run the approved plan's steps. Raises GateClosed, StepFailed, Interrupted."""
@@ -372,7 +367,8 @@ class StageRun:
 
     def verify(self) -> tuple[Check, ...]:
         """Look again and prove it; the checks, also those that failed (``hand_over`` raises for them)."""
-        self._checks = self._stage.verify(self.cluster)
+        with ending_threads(self.cluster):
+            self._checks = self._stage.verify(self.cluster)
         return self._checks
 
     def hand_over(self) -> HandOver:

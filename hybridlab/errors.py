@@ -7,6 +7,7 @@
     │   ├── ParamsError           2   a params file or an override does not fit the schema
     │   ├── LabNotRunning         2   site lab, and no lab answers
     │   ├── Locked                2   another run holds the cluster's lock
+    │   ├── StrictFindings        1   strict, and something could not be carried over
     │   └── SchemaTooNew          2   a state file was written by a newer hybridlab
     ├── GateClosed                3   the plan has no approval, or changed since
     ├── StepFailed                4   an action failed; the ledger names the step
@@ -74,6 +75,12 @@ class Locked(BadInput):
 
 class SchemaTooNew(BadInput):
     pass
+
+
+class StrictFindings(BadInput):
+    """A plan is refused only because of what counts under strict: the same status as ``--strict`` ends with."""
+
+    exit_code = 1
 
 
 class GateClosed(HybridlabError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import getpass
 import hashlib
 import json
 import os
@@ -23,12 +24,39 @@ from hybridlab.plan import canonical
 
 SCHEMA = 1
 Event = Literal[
-    "planned", "approved", "started", "done", "failed", "unknown", "undone", "skipped", "interrupted", "verified"
+    "planned",
+    "approved",
+    "refused",
+    "started",
+    "done",
+    "failed",
+    "unknown",
+    "undone",
+    "skipped",
+    "interrupted",
+    "verified",
+    "cell",
 ]
+
+
+CELL_MARK = '"event": "cell"'
+"""What only the row of a cell contains: inside of a text, JSON writes its quotes with backslashes."""
 
 
 def now_iso() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def who() -> str:
+    """The person behind this process, as far as the system knows: ``user on host``."""
+    return f"{user_name()} on {socket.gethostname()}"
+
+
+def user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in many containers
+        return str(os.getuid())
 
 
 @dataclass(frozen=True)
@@ -75,11 +103,21 @@ class Ledger:
         return row
 
     def rows(self, *, stage: str | None = None) -> tuple[Row, ...]:
-        """All rows in order. A torn last line (the machine died while writing) is left out."""
+        """All rows of stages and steps, in order. A torn last line (the machine died while writing) is left out."""
+        return tuple(r for r in self._read(cells=False) if stage is None or r.stage == stage)
+
+    def cells(self, *, run: str) -> tuple[Row, ...]:
+        """How the cells of a run's notebooks ended, in order; ``detail`` as hybridlab.runner.cell_rows writes it."""
+        return tuple(r for r in self._read(cells=True) if r.run == run)
+
+    def _read(self, *, cells: bool) -> list[Row]:
+        """One kind of rows. There are more of cells than of all else, so they are told apart before they are parsed."""
         if not self.path.exists():
-            return ()
-        rows = []
+            return []
+        rows: list[Row] = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
+            if (CELL_MARK in line) is not cells:
+                continue
             try:
                 data = json.loads(line)
             except ValueError:
@@ -93,7 +131,7 @@ class Ledger:
                 )
             known = {k: data[k] for k in Row.__dataclass_fields__ if k in data}
             rows.append(Row(**known))
-        return tuple(r for r in rows if stage is None or r.stage == stage)
+        return rows
 
     def open_steps(self, stage: str) -> tuple[str, ...]:
         """Steps that were started and have no outcome: their result is unknown and must be looked at."""

@@ -20,20 +20,33 @@ MACHINE_ARCH: Mapping[str, Arch] = {"aarch64": "arm64", "arm64": "arm64", "x86_6
 # -- nodes and hosts ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class NodeWish:
-    """A node as params ask for it; ``ocpus`` may be a fraction (a micro is 1/8)."""
+    """A node as params ask for it; ``ocpus`` may be a fraction (a micro is 1/8).
+
+    ``arch`` is None only for a host of one's own whose params leave it to be found by looking.
+    """
 
     name: str
     role: Role
-    arch: Arch
+    arch: Arch | None
     ocpus: float
     memory_gb: float
     boot_volume_gb: int = 50
-    address: str | None = None  # byo only
-    user: str | None = None  # byo only
+    address: str | None = None  # these are byo only
+    user: str | None = None
+    port: int = 22
+    key_file: str | None = None
+    node_ip: str | None = None
+
+    @property
+    def stated_arch(self) -> Arch:
+        """The architecture where it must have been stated: on every site but byo, as params make sure."""
+        if self.arch is None:
+            raise ValueError(f"{self.name} states no architecture")
+        return self.arch
 
     @property
     def shape(self) -> str:
-        return ARCH_SHAPE[self.arch]
+        return ARCH_SHAPE[self.stated_arch]
 
 
 @dataclass(frozen=True)
@@ -116,6 +129,16 @@ class SecurityRule:
     port_max: int | None = None
     description: str = ""
     id: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A whole compartment, looked at once: ``rules`` by the id of a security group, ``taken`` as Unix time."""
+
+    instances: tuple[CloudInstance, ...]
+    resources: tuple[CloudResource, ...]
+    rules: Mapping[str, tuple[SecurityRule, ...]]
+    taken: float
 
 
 @dataclass(frozen=True)
@@ -214,6 +237,15 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
+class ImageBefore:
+    """What a tag led to before it moved; ``seen`` is the ISO time when it was last found so."""
+
+    digest: str
+    platforms: tuple[Platform, ...]
+    seen: str
+
+
+@dataclass(frozen=True)
 class ImageInfo:
     """What a registry says of an image reference.
 
@@ -229,10 +261,23 @@ class ImageInfo:
     config: ImageConfig = ImageConfig()
     problem: str = ""
     looked_up: str = ""  # ISO time of the answer, older when it came from the cache
+    before: ImageBefore | None = None  # where the tag moved since somebody here first asked
 
     @property
     def architectures(self) -> frozenset[str]:
         return frozenset(p.architecture for p in self.platforms if p.os == "linux")
+
+    @property
+    def drift(self) -> str:
+        """What changed since the tag last moved: architectures gained and lost, the digests; "" if it never did."""
+        if self.before is None:
+            return ""
+        earlier = {str(p) for p in self.before.platforms}
+        now = {str(p) for p in self.platforms}
+        words = [f"lost {', '.join(sorted(earlier - now))}"] if earlier - now else []
+        words += [f"gained {', '.join(sorted(now - earlier))}"] if now - earlier else []
+        digests = " → ".join(digest.removeprefix("sha256:")[:12] for digest in (self.before.digest, self.digest))
+        return f"since {self.before.seen}: {'; '.join([*words, f'digest {digests}'])}"
 
 
 # -- object storage ----------------------------------------------------------------------------------------------------
@@ -263,3 +308,25 @@ class Check:
     ok: bool
     evidence: str
     next_move: str = ""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether a plan may be applied: its hash, and by whom it was approved (empty while it is closed)."""
+
+    stage: str
+    hash: str
+    open: bool
+    by: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """How a stage ended: counts of its plan, its checks, and what can be done next."""
+
+    stage: str
+    steps_done: int
+    checks: tuple[Check, ...]
+    findings: tuple[Finding, ...]
+    next_runbook: str

@@ -76,6 +76,8 @@ class Params(Section):
             missing = [n.name for n in self.nodes if not n.address]
             if missing:
                 raise ValueError(f"nodes: site byo needs an address for {', '.join(missing)}")
+        elif unsaid := [n.name for n in self.nodes if n.arch is None]:
+            raise ValueError(f"nodes: site {self.site} needs an arch for {', '.join(unsaid)}")
         vcn = ipaddress.ip_network(self.provision.vcn_cidr)
         subnet = ipaddress.ip_network(self.provision.subnet_cidr)
         if subnet.version != vcn.version or not subnet.subnet_of(vcn):  # type: ignore[arg-type]

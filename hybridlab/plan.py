@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from hybridlab.errors import BadInput, StrictFindings
 from hybridlab.models import Finding, Json
 
 Effect = Literal["create", "change", "delete", "none"]
@@ -51,6 +52,13 @@ class Plan:
     @property
     def refusals(self) -> tuple[Finding, ...]:
         return tuple(f for f in self.findings if f.level == "refusal")
+
+    def expect_applicable(self) -> None:
+        """Raises BadInput with the first refusal; StrictFindings where strict alone made all of them refusals."""
+        if self.refusals:
+            first = min(self.refusals, key=lambda finding: finding.strict)
+            kind = StrictFindings if first.strict else BadInput
+            raise kind(f"{self.stage} can't be applied: {first.text}", where=first.subject, next_move=first.next_move)
 
     @property
     def changes(self) -> bool:

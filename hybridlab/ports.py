@@ -26,6 +26,7 @@ from hybridlab.models import (
     ObjectInfo,
     SecurityRule,
     ShapeInfo,
+    Survey,
 )
 from hybridlab.params import Params
 from hybridlab.wait import Clock
@@ -46,8 +47,19 @@ class Oracle(Protocol):
 
     def limits(self) -> tuple[Limit, ...]: ...
     def newest_image(self, shape: str, arch: Arch, *, os: str, version: str) -> CloudImage: ...
-    def instances(self) -> tuple[CloudInstance, ...]:
-        """All VMs of the compartment that are not TERMINATED, also those that are not ours."""
+    def survey(self, tags: Mapping[str, str], *, max_age_s: float = 0.0) -> Survey:
+        """``instances`` and ``resources`` in as few calls as can be, and the rules of security groups with these tags.
+
+        ``max_age_s``: an earlier survey will do that is no older, if nothing in it was on its way and nothing was
+        changed through this driver since.
+        """
+
+    def last_survey(self, max_age_s: float) -> Survey | None:
+        """The last survey of any process of this cluster, under the same conditions; asks nothing."""
+
+    def instances(self, *, max_age_s: float = 0.0) -> tuple[CloudInstance, ...]:
+        """All VMs of the compartment that are not TERMINATED, also those that are not ours. ``max_age_s``: an earlier
+        survey will do, as in ``survey``."""
 
     def resources(self) -> tuple[CloudResource, ...]:
         """Networks and boot volumes of the compartment, also those that are not ours.
@@ -120,6 +132,9 @@ class Hosts(Protocol):
         """Run a command with its input or output passed through in pieces; ``stdout`` of the result is then empty."""
 
     def wait_for_ssh(self, host: HostAddress, deadline_s: float) -> None: ...
+    def interrupt(self) -> None:
+        """End the work of all other threads that live now: what they wait for here raises Interrupted."""
+
     def forget(self, host: HostAddress) -> None:
         """Drop a host's pinned key and connection: the machine is gone, and its address may be another's next."""
 
@@ -205,6 +220,9 @@ class Site(Protocol):
     def dial(self, host: str, port: int) -> tuple[str, int]:
         """What to connect to for a logical address. Raises Unreachable where the site says no."""
 
+    def resolve(self, name: str) -> tuple[str, ...]:
+        """The addresses of a host name as seen from here, IPv4 first. Raises BadInput for one that nobody knows."""
+
     def operator_ip(self) -> str:
         """The operator's public address as the cluster's side sees it."""
 
@@ -268,12 +286,22 @@ class Context(Protocol):
     @property
     def s3(self) -> S3: ...
     @property
+    def max_age_s(self) -> float:
+        """Seconds that what a look uses may be old: 0, except where a later stage only wants to know its beginning."""
+
+    @property
     def notes(self) -> dict[str, Any]:
         """What a look found, for the actions of the same stage in the same process; each look replaces its own."""
+
+    def interrupt(self) -> None:
+        """End the work of all other threads that live now: what they wait for raises Interrupted (see base.apply)."""
 
     def refresh(self) -> None:
         """Forget connections whose credentials or addresses changed (after bootstrap, after a restore)."""
 
+
+FRESH_S = 60.0
+"""Seconds for which what was seen of Oracle is good enough where a look of one's own isn't wanted (architecture.md)."""
 
 Tags = Mapping[str, str]
 TAG = "hybridlab"

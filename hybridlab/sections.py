@@ -16,6 +16,10 @@ def _cidr(value: str) -> str:
     return str(ipaddress.ip_network(value))
 
 
+def _ip(value: str) -> str:
+    return str(ipaddress.ip_address(value))
+
+
 def _cidr_or_auto(value: str) -> str:
     return value if value == "auto" else _cidr(value)
 
@@ -30,12 +34,19 @@ class Section(BaseModel):
 class Node(Section):
     name: str = Field(pattern=DNS_LABEL, description="Host name and Kubernetes node name")
     role: Role = Field("agent", description="server (control plane) or agent")
-    arch: Arch = Field(description="arm64 (VM.Standard.A1.Flex) or amd64 (VM.Standard.E2.1.Micro)")
+    arch: Arch | None = Field(
+        None, description="arm64 (VM.Standard.A1.Flex) or amd64 (VM.Standard.E2.1.Micro); byo: found when empty"
+    )
     ocpus: float = Field(1, gt=0, le=80, description="OCPUs; a micro is 1/8 and is given as 1 or 0.125")
     memory_gb: float = Field(6, gt=0, le=512, description="Memory in GiB")
     boot_volume_gb: int = Field(50, ge=50, le=32768, description="Boot volume in GB, 50 at least")
     address: str | None = Field(None, description="byo: address or host name to reach the host by SSH")
     user: str | None = Field(None, description="byo: user to log in as, where it is not bootstrap.ssh_user")
+    port: int = Field(22, ge=1, le=65535, description="byo: port of the host's SSH")
+    key_file: str | None = Field(None, description="byo: SSH private key, where it is not bootstrap.ssh_key_file")
+    node_ip: Annotated[str, AfterValidator(_ip)] | None = Field(
+        None, description="byo: address at which the other nodes reach it; what address names when empty"
+    )
 
 
 class Layout(Section):
@@ -92,6 +103,9 @@ class Bootstrap(Section):
     taint_small: bool = Field(True, description="Taint nodes under 2 GB: only what must run there does")
     labels: dict[str, str] = Field(default_factory=dict, description="Labels for every node")
     prove_traffic: bool = Field(True, description="Prove traffic between pods with a small pod on every node")
+    prove_reboot: bool = Field(
+        False, description="Reboot every node once, one at a time, and prove that firewall and K3s come back"
+    )
 
 
 class Benchmark(Section):

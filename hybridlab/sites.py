@@ -6,6 +6,7 @@ import configparser
 import json
 import os
 import re
+import socket
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -44,6 +45,24 @@ class RealSite:
 
     def dial(self, host: str, port: int) -> tuple[str, int]:
         return host, port
+
+    def resolve(self, name: str) -> tuple[str, ...]:
+        """The addresses that a host name has as seen from here, IPv4 first; an address is its own.
+
+        Raises BadInput for a name that nobody knows, Unreachable where no name server answered.
+        """
+        try:
+            rows = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            unknown = isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
+            raise (BadInput if unknown else Unreachable)(
+                "the host's name is not known here" if unknown else "no name server answered",
+                where=name,
+                why=error.strerror or str(error),
+                next_move="correct nodes[].address, or give the host's IP address there",
+            ) from error
+        ordered = sorted(rows, key=lambda row: row[0] != socket.AF_INET)
+        return tuple(dict.fromkeys(str(row[4][0]) for row in ordered))
 
     def operator_ip(self) -> str:
         try:
@@ -90,11 +109,13 @@ class RealSite:
             return source, self._channel
         return source, bootstrap.k3s_version or K3S_VERSION
 
-    def ssh_key(self, own: Path) -> Path | None:
-        """The key that opens the nodes: on site byo the params' (None: agent and ~/.ssh), else the cluster's own."""
+    def ssh_key(self, own: Path, host: HostAddress) -> Path | None:
+        """The key that opens a node: on site byo its own or all nodes' from the params (None: agent and ~/.ssh), else
+        the cluster's own."""
         if self.name != "byo":
             return own
-        path = _expand(self._params.bootstrap.ssh_key_file, self._base)
+        named = next((n.key_file for n in self._params.nodes if n.name == host.name), None)
+        path = _expand(named or self._params.bootstrap.ssh_key_file, self._base)
         return Path(path) if path else None
 
     def sudo_password(self, host: HostAddress) -> str | None:
@@ -187,8 +208,11 @@ class LabSite(RealSite):
     def k3s_source(self) -> tuple[str, str]:
         bootstrap, lab = self._params.bootstrap, self._endpoint("k3s")
         source = _expand(bootstrap.k3s_source, self._base) or str(lab["source"])
-        pinned = bootstrap.k3s_version if bootstrap.k3s_version and is_version(bootstrap.k3s_version) else None
-        return source, pinned or str(lab["version"])  # the lab has one release, which every channel leads to
+        if bootstrap.k3s_version and not is_version(bootstrap.k3s_version):
+            if self._channel is None:
+                self._channel = channel_version(bootstrap.k3s_version, str(lab["channels"]))
+            return source, self._channel
+        return source, bootstrap.k3s_version or str(lab["version"])
 
     def docker_key(self) -> Path | None:
         return super().docker_key() or Path(self._endpoint("docker_host")["key_file"])

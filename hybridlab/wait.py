@@ -1,12 +1,17 @@
-"""The only wait loop: a deadline, an injected clock, and the last state seen in the error."""
+"""The only wait loop: a deadline, an injected clock, and the last state seen in the error.
+
+Ctrl-C reaches the main thread alone: work in other threads ends because what it waits for raises Interrupted there.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from hybridlab.errors import DeadlineExceeded
+from hybridlab.errors import DeadlineExceeded, Interrupted
 
 T = TypeVar("T")
 
@@ -20,12 +25,40 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> None: ...
 
 
+class StoppedThreads:
+    """The threads that were told to end what they do. Threads that begin later are not among them."""
+
+    def __init__(self) -> None:
+        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+    def stop_others(self) -> None:
+        """All that live now but the one that says so."""
+        self._threads.update(t for t in threading.enumerate() if t is not threading.current_thread())
+
+    def has_me(self) -> bool:
+        return threading.current_thread() in self._threads
+
+
 class SystemClock:
+    """The computer's. ``interrupt`` ends the sleep of all other threads that live now, and every later one of theirs,
+    with Interrupted."""
+
+    def __init__(self) -> None:
+        self._stopped = StoppedThreads()
+        self._change = threading.Condition()
+
     def now(self) -> float:
         return time.time()
 
     def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+        with self._change:
+            if self._change.wait_for(self._stopped.has_me, seconds):
+                raise Interrupted("interrupted while waiting", next_move="run it again: it goes on")
+
+    def interrupt(self) -> None:
+        with self._change:
+            self._stopped.stop_others()
+            self._change.notify_all()
 
 
 def wait_until(

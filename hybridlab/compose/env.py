@@ -27,17 +27,22 @@ _NOT_SECRET = re.compile(
     re.IGNORECASE,
 )
 _URL_LOGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@", re.IGNORECASE)
+_POSSIBLE = re.compile(r"[ -<>-~]+")  # printable ASCII but for "=": EnvVar in the API reference, since 1.34
 _ORDINARY = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 
 
 @dataclass(frozen=True)
 class Environment:
-    """``plain`` and ``secret`` go to a ConfigMap and a Secret; ``inline`` fits neither; ``unset`` has no value."""
+    """``plain`` and ``secret`` go to a ConfigMap and a Secret; ``inline`` fits neither; ``unset`` has no value.
+
+    ``impossible``: names that Kubernetes takes nowhere.
+    """
 
     plain: Mapping[str, str]
     secret: Mapping[str, str]
     inline: Mapping[str, str]
     unset: tuple[str, ...]
+    impossible: tuple[str, ...] = ()
 
 
 def secret_like(name: str, value: str = "") -> bool:
@@ -54,14 +59,17 @@ def split(environment: Mapping[str, Json]) -> Environment:
     secret: dict[str, str] = {}
     inline: dict[str, str] = {}
     unset: list[str] = []
+    impossible: list[str] = []
     for name, value in environment.items():
         if value is None:
             unset.append(name)
+        elif not _POSSIBLE.fullmatch(name):
+            impossible.append(name)
         elif not _ORDINARY.fullmatch(name) or name in (".", "..") or len(name) > 253:
             inline[name] = str(value)
         else:
             (secret if secret_like(name, str(value)) else plain)[name] = str(value)
-    return Environment(plain, secret, inline, tuple(unset))
+    return Environment(plain, secret, inline, tuple(unset), tuple(impossible))
 
 
 def escape(text: str) -> str:

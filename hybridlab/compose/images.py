@@ -7,14 +7,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hybridlab import references
 from hybridlab.compose.env import secret_like
 from hybridlab.errors import BadInput
 from hybridlab.models import Json
-
-_NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
-_TAG = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
-_DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-fA-F]{32,}")
-_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
+from hybridlab.references import Reference
 
 # How architectures are spelled in tags and names → what kubernetes.io/arch says.
 SPELLINGS = {
@@ -43,55 +40,12 @@ _IN_TAG = re.compile(rf"(?:^|(?<=[-_.]))({_WORDS})(?=$|[-_.])")
 _IN_NAME = re.compile(rf"(?:^|(?<=[-_.]))({_WORDS})$")
 
 
-@dataclass(frozen=True)
-class Reference:
-    """``registry/repository:tag@digest``; where both tag and digest are given, the digest decides."""
-
-    registry: str
-    repository: str
-    tag: str = ""
-    digest: str = ""
-
-    def __str__(self) -> str:
-        text = f"{self.registry}/{self.repository}"
-        text += f":{self.tag}" if self.tag else ""
-        return text + (f"@{self.digest}" if self.digest else "")
-
-    @property
-    def familiar(self) -> str:
-        """As people write it: without docker.io and library/."""
-        text = str(self)
-        for prefix in ("docker.io/library/", "docker.io/"):
-            if text.startswith(prefix):
-                return text[len(prefix) :]
-        return text
-
-
 def parse_reference(text: str) -> Reference:
-    """The parts of an image reference, with Docker's defaults filled in (docker.io, library/, latest).
-
-    The first part is a registry only with ``.`` or ``:``, or if it is ``localhost``. Raises BadInput.
-    """
-    rest, _, digest = text.strip().partition("@")
-    if "@" in text and not _DIGEST.fullmatch(digest):
-        raise BadInput("this image has a malformed digest", where=text, next_move="sha256: and 64 hexadecimal digits")
-    first, slash, remainder = rest.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost"):
-        registry, rest = first, remainder
-    else:
-        registry = "docker.io"
-    tag = ""
-    if ":" in rest.rsplit("/", 1)[-1]:
-        rest, _, tag = rest.rpartition(":")
-        if not _TAG.fullmatch(tag):
-            raise BadInput("this image has a malformed tag", where=text)
-    if registry in _HUB:
-        registry = "docker.io"
-        rest = rest if "/" in rest else f"library/{rest}"
-    if not _NAME.fullmatch(rest):
-        hint = "image names are lower case" if rest != rest.lower() else "registry/name:tag"
-        raise BadInput("this is not an image name", where=text, next_move=hint)
-    return Reference(registry, rest, tag or ("" if digest else "latest"), digest)
+    """As ``references.parse_reference``, for what a compose file says. Raises BadInput."""
+    try:
+        return references.parse_reference(text)
+    except ValueError as error:
+        raise BadInput("this is not an image name", where=text, why=str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from hybridlab.compose.model import (
     LABEL_MANAGED_BY,
     Obj,
 )
+from hybridlab.compose.mounts import Mount
 from hybridlab.compose.names import is_annotation_key, label
 from hybridlab.compose.network import selector
 from hybridlab.compose.probes import probes
 from hybridlab.compose.security import Security, security
 from hybridlab.compose.survey import Survey
-from hybridlab.compose.volumes import Mount
 from hybridlab.compose.workload import update_strategy, workload
 from hybridlab.models import Json
 
@@ -100,6 +100,8 @@ def _environment_line(seen: Survey, service: str, environment: Environment) -> N
             "environment",
             f"{', '.join(environment.unset)}: to be taken from the shell and not set there, so not set here",
         )
+    for key in environment.impossible:
+        record.refused(service, f"environment.{key}", "Kubernetes takes printable ASCII only in a variable's name")
     changed = [
         key
         for key, value in (spec.get("environment") or {}).items()

@@ -42,6 +42,7 @@ def label_value(text: str) -> str:
 
 
 def is_annotation_key(key: str) -> bool:
+    """Whether Kubernetes takes it as a qualified name: the key of an annotation or label, an appProtocol."""
     prefix, slash, name = key.rpartition("/")
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", name):
         return False

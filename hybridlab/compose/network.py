@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hybridlab.compose.fidelity import Record
 from hybridlab.compose.mentions import own_ports
 from hybridlab.compose.model import LABEL_NAME, LABEL_PART_OF, Obj
-from hybridlab.compose.names import label_value, port_name
+from hybridlab.compose.names import is_annotation_key, label_value, port_name
 from hybridlab.models import ImageInfo, Json
 
 _LOCAL = ("127.", "::1", "localhost", "[::1]")
@@ -21,9 +21,12 @@ _LOCAL = ("127.", "::1", "localhost", "[::1]")
 
 @dataclass(frozen=True)
 class Port:
+    """``application``: what is spoken there, as a Service's appProtocol."""
+
     number: int
     protocol: str
     reason: str
+    application: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,15 @@ def ports_of(
     """Every port the Service should have, with where it is known from."""
     found: dict[tuple[int, str], Port] = {}
 
-    def add(number: int, protocol: str, reason: str) -> None:
+    def add(number: int, protocol: str, reason: str, application: str = "") -> None:
         if 0 < number < 65536:
-            found.setdefault((number, protocol), Port(number, protocol, reason))
+            found.setdefault((number, protocol), Port(number, protocol, reason, application))
 
     for entry in spec.get("ports") or []:
-        add(int(entry["target"]), _protocol(entry.get("protocol")), "ports")
+        spoken = str(entry.get("app_protocol") or "")
+        add(
+            int(entry["target"]), _protocol(entry.get("protocol")), "ports", spoken if is_annotation_key(spoken) else ""
+        )
     for text in spec.get("expose") or []:
         for number, protocol in expand(str(text)):
             add(number, protocol, "expose")
@@ -141,7 +147,8 @@ def service_object(
     """
     rows: dict[tuple[int, str], Obj] = {}
     for port in ports:
-        rows[(port.number, port.protocol)] = _row(port.number, port.number, port.protocol)
+        row = _row(port.number, port.number, port.protocol)
+        rows[(port.number, port.protocol)] = {**row, "appProtocol": port.application} if port.application else row
     for extra in outer:
         rows.setdefault((extra.outer, extra.protocol), _row(extra.outer, extra.inner, extra.protocol))
     spec: Obj = {"type": "ClusterIP"}

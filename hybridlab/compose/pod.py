@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import posixpath
-import re
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
@@ -14,10 +12,11 @@ from hybridlab.compose.fidelity import Record
 from hybridlab.compose.files import FileVolume
 from hybridlab.compose.mentions import rewrite, rewrite_value
 from hybridlab.compose.model import Obj
+from hybridlab.compose.mounts import Mount
 from hybridlab.compose.names import is_label, label
 from hybridlab.compose.network import Port
+from hybridlab.compose.resolving import dns_config, host_aliases
 from hybridlab.compose.units import memory_quantity, size_bytes, whole_seconds
-from hybridlab.compose.volumes import Mount
 from hybridlab.models import ImageInfo, Json
 
 _SHELLS = ("sh", "bash", "ash", "dash", "/bin/sh", "/bin/bash", "/bin/ash", "/usr/bin/env")
@@ -110,6 +109,8 @@ class Volumes:
             row["subPath"] = mount.sub_path
         if mount.read_only:
             row["readOnly"] = True
+        if mount.propagation:
+            row["mountPropagation"] = mount.propagation
         self.mounts.append(row)
         return name
 
@@ -264,10 +265,10 @@ def pod_fields(service: str, spec: Mapping[str, Json], addresses: Mapping[str, s
             "reach the other by name instead of localhost",
         )
     fields.update(_hostname(service, spec, record))
-    aliases = _host_aliases(service, spec, record)
+    aliases = host_aliases(service, spec, record)
     if aliases:
         fields["hostAliases"] = aliases
-    dns = _dns(service, spec, addresses, record)
+    dns = dns_config(service, spec, addresses, record)
     if dns:
         fields["dnsConfig"] = dns
     if "stop_grace_period" in spec:
@@ -288,70 +289,6 @@ def _hostname(service: str, spec: Mapping[str, Json], record: Record) -> dict[st
     else:
         record.mapped(service, "hostname", "the pod's host name")
     return {"hostname": name}
-
-
-def _host_aliases(service: str, spec: Mapping[str, Json], record: Record) -> list[Obj]:
-    by_address: dict[str, list[str]] = {}
-    given = spec.get("extra_hosts") or []
-    pairs = given.items() if isinstance(given, Mapping) else (_pair(str(text)) for text in given)
-    for name, addresses in pairs:
-        for address in [addresses] if isinstance(addresses, str) else addresses:
-            if address == "host-gateway":
-                record.refused(
-                    service, f"extra_hosts.{name}", "the Docker host is not there; name the node or service meant"
-                )
-                continue
-            plain = address.strip("[]")
-            if not _is_address(plain):
-                record.refused(service, f"extra_hosts.{name}", f"{address!r} is not an address")
-                continue
-            by_address.setdefault(plain, []).append(str(name))
-            record.mapped(service, f"extra_hosts.{name}", "hostAliases")
-    return [{"ip": address, "hostnames": names} for address, names in by_address.items()]
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, _, address = text.partition("=" if "=" in text else ":")
-    return name, address
-
-
-def _dns(service: str, spec: Mapping[str, Json], addresses: Mapping[str, str], record: Record) -> dict[str, Json]:
-    out: dict[str, Json] = {}
-    given = spec.get("dns") or []
-    servers = [given] if isinstance(given, str) else [str(server) for server in given]
-    for server in servers:
-        if server in addresses:
-            record.refused(
-                service,
-                "dns",
-                f"{server} is {addresses[server]}'s fixed address, which does not exist here; "
-                "point CoreDNS' forward at that Service if it must resolve for everyone",
-            )
-        elif not _is_address(server) or server.startswith("127.") or len(out.get("nameservers", [])) >= 2:
-            record.refused(service, "dns", f"{server}: not reachable from a pod, or more than resolvers take (3)")
-        else:
-            out.setdefault("nameservers", []).append(server)
-            record.approximated(service, "dns", f"{server} after the cluster's own, which service names need")
-    search = spec.get("dns_search") or []
-    for domain in [search] if isinstance(search, str) else search:
-        if re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?\.?", str(domain)):
-            out.setdefault("searches", []).append(str(domain))
-            record.mapped(service, "dns_search", "dnsConfig.searches")
-        else:
-            record.refused(service, "dns_search", f"{domain}: not a domain that Kubernetes accepts")
-    for option in spec.get("dns_opt") or []:
-        name, colon, value = str(option).partition(":")
-        out.setdefault("options", []).append({"name": name, "value": value} if colon else {"name": name})
-        record.mapped(service, "dns_opt", "dnsConfig.options")
-    return out
 
 
 def _runtime(service: str, runtime: str, fields: dict[str, Json], record: Record) -> None:

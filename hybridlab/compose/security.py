@@ -11,6 +11,7 @@ from hybridlab.models import ImageInfo, Json
 # Numbers that are the same in every distribution people build images on.
 _USERS = {"root": 0, "nobody": 65534}
 _GROUPS = {"root": 0, "nogroup": 65534}
+_ID_MAX = (1 << 31) - 1  # Docker's bound and Kubernetes'
 # kubelet admits these without a flag (Kubernetes documentation, "Using sysctls in a cluster", 1.36).
 _SAFE_SYSCTLS = {
     "kernel.shm_rmid_forced",
@@ -90,8 +91,7 @@ def _user(service: str, spec: Mapping[str, Json], image: ImageInfo | None, recor
         record.refused(
             service,
             "user",
-            f"{' and '.join(unresolved)} has a number only inside the image: "
-            "write it in the compose file (docker run --rm IMAGE id)",
+            " and ".join(map(_why_not, unresolved)) + ": write it in the compose file (docker run --rm IMAGE id)",
         )
     else:
         record.mapped(service, "user", "runAsUser" + (", runAsGroup" if "runAsGroup" in out else ""))
@@ -99,7 +99,15 @@ def _user(service: str, spec: Mapping[str, Json], image: ImageInfo | None, recor
 
 
 def _number(text: str, known: Mapping[str, int]) -> int | None:
-    return int(text) if text.isdigit() else known.get(text)
+    if text.isdecimal() and text.isascii():
+        return int(text) if int(text) <= _ID_MAX else None
+    return known.get(text)
+
+
+def _why_not(text: str) -> str:
+    if text.lstrip("-").isdecimal():
+        return f"{text} is outside 0 to {_ID_MAX}"
+    return f"{text} has a number only inside the image"
 
 
 def _groups(service: str, groups: Sequence[Json], record: Record) -> list[int]:
@@ -107,7 +115,7 @@ def _groups(service: str, groups: Sequence[Json], record: Record) -> list[int]:
     for group in groups:
         number = _number(str(group), _GROUPS)
         if number is None:
-            record.refused(service, "group_add", f"group {group} has a number only inside the image")
+            record.refused(service, "group_add", f"group {_why_not(str(group))}")
         else:
             record.mapped(service, "group_add", "supplementalGroups")
             numbers.append(number)
@@ -173,15 +181,16 @@ def _added(container: Mapping[str, Json]) -> list[str]:
 def _sysctls(service: str, given: Json, record: Record, *, host_network: bool, host_ipc: bool) -> list[dict[str, str]]:
     pairs = given.items() if isinstance(given, Mapping) else (str(item).split("=", 1) for item in given)
     out = []
-    for name, value in pairs:
-        if host_network and str(name).startswith("net."):
+    for given_name, value in pairs:
+        name = str(given_name).replace("/", ".")  # both spellings are the kernel's
+        if host_network and name.startswith("net."):
             record.refused(service, "sysctls", f"{name} would change the node itself (host network): set it there")
             continue
-        if host_ipc and str(name).startswith(("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")):
+        if host_ipc and name.startswith(("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")):
             record.refused(service, "sysctls", f"{name} would change the node itself (host IPC): set it there")
             continue
-        out.append({"name": str(name), "value": str(value)})
-        if str(name) in _SAFE_SYSCTLS:
+        out.append({"name": name, "value": str(value)})
+        if name in _SAFE_SYSCTLS:
             record.mapped(service, "sysctls", "pod securityContext.sysctls")
         else:
             record.approximated(

@@ -7,33 +7,18 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hybridlab.compose.binds import Bind, classify, local_path, normal
 from hybridlab.compose.fidelity import Record
 from hybridlab.compose.files import FileBook
 from hybridlab.compose.model import ClaimKind, ClaimSource, Obj, Options, Project
+from hybridlab.compose.mounts import Mount, with_options
 from hybridlab.compose.names import NameBook, label
 from hybridlab.compose.units import memory_quantity, size_bytes
 from hybridlab.models import Json
 
 _THROWAWAY = ("node_modules", "/tmp", "/cache", "/.cache", "/run", "/var/run")
-
-
-@dataclass(frozen=True)
-class Mount:
-    """One mount of a container and the pod volume behind it; ``claim`` names the claim, if it is one.
-
-    ``seed``: Docker would fill it from the image while it is empty.
-    """
-
-    target: str
-    volume: str
-    source: Obj
-    read_only: bool = False
-    sub_path: str = ""
-    claim: str = ""
-    seed: bool = False
 
 
 @dataclass
@@ -291,6 +276,7 @@ def plan_volumes(project: Project, options: Options, files: FileBook, record: Re
         for origin, entry in entries(project, service):
             mount = planner.mount(service, origin, entry)
             if mount is not None:
+                mount = with_options(service, entry, mount, record, privileged=bool(spec.get("privileged")))
                 mounts.setdefault(mount.target, mount)
         plan.mounts[service] = list(mounts.values())
         for text in spec.get("volumes_from") or []:
@@ -341,8 +327,3 @@ def _groups(claims: tuple[ClaimSource, ...]) -> dict[str, str]:
         for other in claim.services[1:]:
             leader[find(other)] = first
     return {service: label(find(service)) for service in leader}
-
-
-def rename(mount: Mount, volume: str) -> Mount:
-    """The same mount under another pod volume name (two sources may ask for one)."""
-    return replace(mount, volume=volume)

@@ -9,8 +9,8 @@ from typing import Literal
 from hybridlab.compose.fidelity import Record
 from hybridlab.compose.images import parse_reference
 from hybridlab.compose.model import ClaimSource, Obj, Project
+from hybridlab.compose.mounts import Mount
 from hybridlab.compose.names import MAX_STATEFUL_SET
-from hybridlab.compose.volumes import Mount
 from hybridlab.errors import BadInput
 from hybridlab.models import Json
 
@@ -83,6 +83,8 @@ def decide(
     replicas = _replicas(service, spec, deploy, record)
     once = _one_shot(service, spec, deploy, waited, used, record)
     if once is not None:
+        if "mode" in deploy:
+            record.mapped(service, "deploy.mode", "Job: once in the cluster")
         return once
     owned = [mount.claim for mount in mounts if mount.claim]
     if str(deploy.get("mode", "")) in ("global", "global-job"):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """hybridlab node helper: what must run on a node or in a pod. Plain Python 3.8 or later, standard library only.
 
-Subcommands: facts, bench, listen, probe, fetch, archive, extract, digest, receive, write, wait. Results are JSON on
-standard output, progress and problems JSON lines on standard error (progress at most once a second).
+Subcommands: facts, bench, listen, probe, fetch, archive, extract, digest, room, receive, write, wait. Results are JSON
+on standard output, progress and problems JSON lines on standard error (progress at most once a second).
 
 Exit status: 0 done; 2 wrong usage; 3 done, but files changed or vanished while they were read; 4 failed.
 """
@@ -38,8 +38,12 @@ CHUNK = 1024 * 1024
 BLOCK = 512
 END_NAME = ".hybridlab-end"
 PART_NAME = b".hybridlab-part"
+RESUME_NAME = b".hybridlab-resume"  # a large file that broke off; beside it what it is of, in NOTE_NAME
+NOTE_NAME = b".hybridlab-resume.json"
+RESUME_BYTES = 8 * 1024 * 1024  # smaller files are sent again
 NOT_DATA = b"lost+found"  # at the top of a directory that is a file system of its own; nobody's data
 SAME = "HYBRIDLAB.same"
+FROM = "HYBRIDLAB.from"  # the data start here: what is before was checked to be the same on both sides
 XATTR = "SCHILY.xattr."
 EXIT_CHANGED, EXIT_FAILED = 3, 4
 
@@ -207,7 +211,7 @@ def load_have(path: Optional[str]) -> Dict[bytes, Dict[str, Any]]:
         with open(path, encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
-                if row.get("type") == "file" and "hardlink_of" not in row:
+                if row.get("type") in ("file", "part") and "hardlink_of" not in row:
                     key = base64.b64decode(row["path_b64"]) if "path_b64" in row else row["path"].encode("utf-8")
                     have[key] = row
     return have
@@ -293,10 +297,25 @@ class Archiver:
     def _is_there(self, rel: bytes, info: os.stat_result) -> bool:
         row = self.have.get(rel)
         uid, gid, mode = self.owners.of(rel, info)
-        return row is not None and (
-            (row["size"], row["mtime_ns"], row["uid"], row["gid"], row["mode"])
-            == (info.st_size, info.st_mtime_ns, uid, gid, mode)
+        return (
+            row is not None
+            and row["type"] == "file"
+            and (
+                (row["size"], row["mtime_ns"], row["uid"], row["gid"], row["mode"])
+                == (info.st_size, info.st_mtime_ns, uid, gid, mode)
+            )
         )
+
+    def _start(self, rel: bytes, fd: int, info: os.stat_result) -> int:
+        """How much of a file the other side has from a copy that broke off: 0 unless its checksum is ours so far."""
+        row = self.have.get(rel)
+        if row is None or row["type"] != "part" or (row["of"], row["mtime_ns"]) != (info.st_size, info.st_mtime_ns):
+            return 0
+        length = int(row["size"])
+        if not 0 < length <= info.st_size or hash_part(fd, length) != row["sha256"]:
+            return 0
+        self.report.event("resumed", at=length, of=info.st_size, **path_fields(rel))
+        return length
 
     def _file(self, rel: bytes, full: bytes, info: os.stat_result, entry: tarfile.TarInfo) -> None:
         if self._is_there(rel, info):
@@ -316,6 +335,10 @@ class Archiver:
             prefix = b""
             if parts != [(0, size)] and size:
                 prefix = sparse_header(entry, parts, size)
+            elif size:
+                start = self._start(rel, fd, before)
+                parts = [(start, size - start)]
+                entry.pax_headers = {**entry.pax_headers, FROM: str(start)} if start else entry.pax_headers
             entry.size = len(prefix) + sum(length for _, length in parts)
             self._header(entry)
             self._write(prefix)
@@ -561,14 +584,18 @@ class Extractor:
         reader = tar.extractfile(entry)
         if reader is None:
             raise Failed("%r has no data" % rel)
-        parts = entry.sparse if entry.sparse is not None else None
-        scratch = os.path.join(os.path.dirname(full), PART_NAME)
+        holes = entry.sparse is not None
+        done = int(entry.pax_headers.get(FROM, "0"))
+        size = done + entry.size
+        resumable = size >= RESUME_BYTES and not holes
+        scratch = os.path.join(os.path.dirname(full), RESUME_NAME if resumable else PART_NAME)
         # a hard link is always written anew: writing through it would change its siblings
         info = os.lstat(full) if os.path.lexists(full) else None
-        equal = info is not None and stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_size == entry.size
+        equal = info is not None and stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_size == size
+        equal = equal and not done
         old = open(full, "rb") if equal else None  # noqa: SIM115  # closed below, like the ones that follow
-        new: Optional[BinaryIO] = None
-        done = 0
+        new: Optional[BinaryIO] = self._go_on(scratch, done) if done else None
+        whole = False
         try:
             while True:
                 data = reader.read(CHUNK)
@@ -576,30 +603,53 @@ class Extractor:
                     break
                 self.report.moved(len(data))
                 if new is None and (old is None or old.read(len(data)) != data):
-                    new = open(scratch, "wb")  # noqa: SIM115
+                    new = self._begin(scratch, rel, entry, size, resumable)
                     self._prefix(new, full, done)
                 if new is not None:
-                    write_sparse(new, data, done, holes=parts is not None)
+                    write_sparse(new, data, done, holes=holes)
                 done += len(data)
-            if done != entry.size:
+            if done != size:
                 raise Failed("the stream ended inside %r" % rel)
             if new is None and not equal:
                 new = open(scratch, "wb")  # noqa: SIM115
             if new is None:
                 self.same += 1
                 return
-            new.truncate(entry.size)
+            new.truncate(size)
             new.close()
             self._clear(full)
             os.rename(scratch, full)
+            whole = True
             self.written += 1
         finally:
             if old is not None:
                 old.close()
             if new is not None:
                 new.close()
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(scratch)
+                # what there is of a large file stays: a later copy goes on from there
+                for name in (NOTE_NAME,) if whole else () if resumable else (PART_NAME,):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(os.path.dirname(full), name))
+
+    @staticmethod
+    def _begin(scratch: bytes, rel: bytes, entry: tarfile.TarInfo, size: int, resumable: bool) -> BinaryIO:
+        new = open(scratch, "wb")  # noqa: SIM115  # closed by the caller
+        if resumable:
+            mtime_ns = nanoseconds(entry.pax_headers.get("mtime", str(entry.mtime)))
+            note = {"name": base64.b64encode(os.path.basename(rel)).decode("ascii"), "of": size, "mtime_ns": mtime_ns}
+            with open(os.path.join(os.path.dirname(scratch), NOTE_NAME), "w", encoding="ascii") as file:
+                json.dump(note, file)
+        return new
+
+    @staticmethod
+    def _go_on(scratch: bytes, start: int) -> BinaryIO:
+        """What is there of a file that broke off. Raises Failed when it is shorter than was said."""
+        if not stat.S_ISREG(mode_at(scratch)) or os.lstat(scratch).st_size < start:
+            raise Failed("%r was said to hold %d bytes, and does not" % (scratch, start))
+        new = open(scratch, "r+b")  # noqa: SIM115  # closed by the caller
+        new.seek(start)
+        new.truncate(start)
+        return new
 
     @staticmethod
     def _prefix(new: BinaryIO, full: bytes, length: int) -> None:
@@ -652,6 +702,10 @@ def digest(root: bytes, owners: Owners, quick: bool) -> int:
     base = folder_of(root)
     size = 0
     for rel, info in walk(root, report):
+        if quick and os.path.basename(rel) in (RESUME_NAME, NOTE_NAME):
+            if os.path.basename(rel) == RESUME_NAME:
+                part_row(base, rel, info, report)
+            continue
         kind = next((name for check, name in KINDS if check(info.st_mode)), None)
         if kind is None:
             continue
@@ -686,6 +740,47 @@ def digest(root: bytes, owners: Owners, quick: bool) -> int:
     summary["problems"] = report.problems
     sys.stdout.write(json.dumps({**summary, "sha256": None if quick else overall.hexdigest()}) + "\n")
     return EXIT_CHANGED if report.problems else 0
+
+
+def part_row(base: bytes, rel: bytes, info: os.stat_result, report: Report) -> None:
+    """Print what there is of a large file that broke off, with its checksum; nothing where its note is not whole."""
+    folder = os.path.dirname(rel)
+    try:
+        with open(os.path.join(base, folder, NOTE_NAME), encoding="ascii") as file:
+            note = json.load(file)
+        name = os.path.join(folder, base64.b64decode(note["name"]))
+        sha256 = hash_file(os.path.join(base, rel), rel, report)
+    except (OSError, ValueError, KeyError):
+        return
+    row = {**path_fields(name), "type": "part", "size": info.st_size, "of": note["of"], "mtime_ns": note["mtime_ns"]}
+    sys.stdout.write(json.dumps({**row, "sha256": sha256}) + "\n")
+
+
+def hash_part(fd: int, length: int) -> str:
+    """The SHA-256 of the first bytes of a file."""
+    sha, at = hashlib.sha256(), 0
+    while at < length:
+        data = os.pread(fd, min(CHUNK, length - at), at)
+        if not data:
+            break
+        sha.update(data)
+        at += len(data)
+    return sha.hexdigest()
+
+
+def room(root: bytes) -> Dict[str, Any]:
+    """What the file system of a directory has left for files, and what lies in the directory, holes left out."""
+    held = 0
+    for _, info in walk(root, Report()):
+        if stat.S_ISREG(info.st_mode):
+            held += min(info.st_size, info.st_blocks * 512)
+    disk = os.statvfs(root)
+    return {
+        "device": os.lstat(root).st_dev,
+        "total": disk.f_blocks * disk.f_frsize,
+        "free": disk.f_bavail * disk.f_frsize,
+        "held": held,
+    }
 
 
 def hash_file(full: bytes, rel: bytes, report: Report) -> str:
@@ -1131,6 +1226,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("dir")
     one.add_argument("--quick", action="store_true", help="do not read the files")
     one.add_argument("--owners", help="read owners and modes from this file")
+    one = subs.add_parser("room")
+    one.add_argument("dir")
     one = subs.add_parser("fetch")
     one.add_argument("url", metavar="http://HOST:PORT/PATH")
     one.add_argument("--timeout", type=float, default=5.0)
@@ -1162,6 +1259,8 @@ def run(args: argparse.Namespace) -> int:
         return Extractor(os.fsencode(args.dir), sys.stdin.buffer, Owners(args.owners), args.clean).run()
     elif args.command == "digest":
         return digest(os.fsencode(args.dir), Owners(args.owners), args.quick)
+    elif args.command == "room":
+        print(json.dumps(room(os.fsencode(args.dir))))
     elif args.command == "fetch":
         print(json.dumps(fetch(args.url, args.timeout)))
     elif args.command == "receive":

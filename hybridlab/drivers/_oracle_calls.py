@@ -103,16 +103,24 @@ def make_client(kind: Any, config: dict[str, Any], endpoint: str | None) -> Any:
 
 
 class Caller:
-    """Makes single calls and counts them. ``calls`` counts HTTP requests."""
+    """Makes single calls and counts them. ``calls`` counts HTTP requests; ``changing`` is told of changes."""
 
-    def __init__(self, clock: Clock, rng: random.Random) -> None:
+    def __init__(self, clock: Clock, rng: random.Random, changing: Callable[[float], None]) -> None:
         self.calls = 0
         self._lock = threading.Lock()
         self._clock = clock
         self._rng = rng
+        self._changing = changing
 
     def once(self, call: Callable[..., Any], *args: Any, what: str, about: str, **options: Any) -> Any:
-        """One request, one answer; the SDK's Response. ``what`` completes "refused to …"."""
+        """One request that changes something, asked once; the SDK's Response. ``what`` completes "refused to …"."""
+        self._changing(self._clock.now())
+        try:
+            return self._call(call, *args, what=what, about=about, **options)
+        finally:
+            self._changing(self._clock.now())
+
+    def _call(self, call: Callable[..., Any], *args: Any, what: str, about: str, **options: Any) -> Any:
         from oci import exceptions as oci_errors
 
         with self._lock:
@@ -133,12 +141,12 @@ class Caller:
             ) from error
 
     def read(self, call: Callable[..., Any], *args: Any, what: str, about: str, **options: Any) -> Any:
-        """As ``once``, but a 429 is waited out with growing, jittered pauses: at most 8 tries and 60 s."""
+        """One question. A 429 is waited out with growing, jittered pauses: at most 8 tries and 60 s."""
         end = self._clock.now() + READ_BUDGET_S
         pause = 1.0
         for attempt in range(1, READ_TRIES + 1):
             try:
-                return self.once(call, *args, what=what, about=about, **options)
+                return self._call(call, *args, what=what, about=about, **options)
             except TooManyRequests as error:
                 wait = max(self._rng.uniform(pause / 2, pause), _retry_after(error))
                 if attempt == READ_TRIES or self._clock.now() + wait > end:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from hybridlab.drivers._oracle_memory import Address
 from hybridlab.models import Arch, CloudInstance, CloudResource, Json, SecurityRule, ShapeInfo
 
 GONE = frozenset({"TERMINATED"})
@@ -19,7 +20,9 @@ def arch_of_shape(shape: str) -> Arch:
     return "arm64" if _ARM_SHAPE.search(shape) else "amd64"
 
 
-def instance(found: Any, vnic: Any, boot_volume_id: str | None, boot_volume_gb: int | None) -> CloudInstance:
+def instance(
+    found: Any, address: Address | None, public_ip: str | None, boot_volume_id: str | None, boot_volume_gb: int | None
+) -> CloudInstance:
     config = found.shape_config
     source = found.source_details
     return CloudInstance(
@@ -31,14 +34,14 @@ def instance(found: Any, vnic: Any, boot_volume_id: str | None, boot_volume_gb: 
         ocpus=float(config.ocpus) if config and config.ocpus is not None else 0.0,
         memory_gb=float(config.memory_in_gbs) if config and config.memory_in_gbs is not None else 0.0,
         availability_domain=found.availability_domain,
-        private_ip=vnic.private_ip if vnic else None,
-        public_ip=vnic.public_ip if vnic else None,
+        private_ip=address.private_ip if address else None,
+        public_ip=public_ip,
         boot_volume_id=boot_volume_id,
         boot_volume_gb=boot_volume_gb,
         tags=dict(found.freeform_tags or {}),
         image=found.image_id or getattr(source, "image_id", None) or "",
         created=found.time_created.isoformat() if found.time_created else "",
-        subnet_id=(vnic.subnet_id if vnic else None) or "",
+        subnet_id=address.subnet_id if address else "",
     )
 
 

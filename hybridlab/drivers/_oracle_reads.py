@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from hybridlab.drivers import _oracle_models as convert
 from hybridlab.drivers._oracle_calls import PAGE, Caller, make_client, read_config
+from hybridlab.drivers._oracle_memory import Address, Memory
 from hybridlab.errors import NotFound
 from hybridlab.models import (
     Arch,
@@ -18,6 +20,7 @@ from hybridlab.models import (
     Limit,
     SecurityRule,
     ShapeInfo,
+    Survey,
 )
 from hybridlab.wait import Clock, SystemClock
 
@@ -46,6 +49,7 @@ class Reads:
         compartment: str | None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
+        memory: Path | None = None,
     ) -> None:
         from oci.core import BlockstorageClient, ComputeClient, VirtualNetworkClient
         from oci.identity import IdentityClient
@@ -54,7 +58,9 @@ class Reads:
         config = read_config(config_file, profile)
         self._tenancy = str(config["tenancy"])
         self._compartment = compartment or self._tenancy
-        self._caller = Caller(clock or SystemClock(), rng or random.Random())
+        self._clock = clock or SystemClock()
+        self._memory = Memory(memory, f"{config['region']} {self._compartment}")
+        self._caller = Caller(self._clock, rng or random.Random(), self._memory.change)
         self._identity = make_client(IdentityClient, config, endpoint)
         self._compute = make_client(ComputeClient, config, endpoint)
         self._network = make_client(VirtualNetworkClient, config, endpoint)
@@ -63,7 +69,6 @@ class Reads:
         self._domains: tuple[str, ...] = ()
         self._shapes: tuple[ShapeInfo, ...] = ()
         self._images: dict[tuple[str, str, str, str], CloudImage] = {}
-        self._vnics: dict[str, Any] = {}
 
     @property
     def calls(self) -> int:
@@ -165,41 +170,82 @@ class Reads:
         return str(report.shape_availabilities[0].availability_status)
 
     # -- what is there ---------------------------------------------------------------------------------------------
-    def instances(self) -> tuple[CloudInstance, ...]:
-        listed = self._list(self._compute.list_instances, "instances")
-        found = [machine for machine in listed if machine.lifecycle_state not in convert.GONE]
-        if not found:
+    def survey(self, tags: Mapping[str, str], *, max_age_s: float = 0.0) -> Survey:
+        """Machines, networks and volumes at once, each listed once, and the rules of security groups with these tags.
+
+        ``max_age_s``: an earlier survey will do that is no older, if nothing in it was on its way and nothing was
+        changed by us since.
+        """
+        kept = self._memory.survey(not_before=self._clock.now() - max_age_s) if max_age_s > 0 else None
+        if kept is not None:
+            return kept
+        begin = self._clock.now()
+        machines, volumes = self._machines(), self._boot_volumes()
+        volume_of = self._volume_of(machines, volumes)
+        resources = (*self._network_resources(), *_volume_resources(volumes, set(volume_of.values())))
+        groups = [r.id for r in resources if r.kind == "nsg" and tags.items() <= r.tags.items()]
+        rules = {ident: self.rules(ident) for ident in groups}
+        survey = Survey(self._instances(machines, volumes, volume_of), resources, rules, begin)
+        self._memory.keep(survey)
+        return survey
+
+    def last_survey(self, max_age_s: float) -> Survey | None:
+        """The last survey of any process of this cluster that is no older and still holds; asks nothing."""
+        return self._memory.survey_of_any(not_before=self._clock.now() - max_age_s)
+
+    def instances(self, *, max_age_s: float = 0.0) -> tuple[CloudInstance, ...]:
+        kept = self._memory.survey(not_before=self._clock.now() - max_age_s) if max_age_s > 0 else None
+        if kept is not None:
+            return kept.instances
+        machines = self._machines()
+        if not machines:
             return ()
-        attached: dict[str, Any] = {}
-        for vnic in self._list(self._compute.list_vnic_attachments, "VNIC attachments"):
-            if vnic.lifecycle_state == "ATTACHED" and vnic.vnic_id:
-                # the primary VNIC comes first in time; secondary ones are not ours
-                first = attached.setdefault(vnic.instance_id, vnic)
-                attached[vnic.instance_id] = min(first, vnic, key=lambda v: v.time_created)
-        attachments = self._boot_attachments(machine.availability_domain for machine in found)
-        volumes = {a.instance_id: a.boot_volume_id for a in attachments}
-        sizes = {v.id: int(v.size_in_gbs) for v in self._boot_volumes()}
+        volumes = self._boot_volumes()
+        return self._instances(machines, volumes, self._volume_of(machines, volumes))
+
+    def resources(self) -> tuple[CloudResource, ...]:
+        networks, volumes = self._network_resources(), self._boot_volumes()
+        used = {a.boot_volume_id for a in self._boot_attachments(v.availability_domain for v in volumes)}
+        return (*networks, *_volume_resources(volumes, used))
+
+    def _machines(self) -> list[Any]:
+        listed = self._list(self._compute.list_instances, "instances")
+        return [machine for machine in listed if machine.lifecycle_state not in convert.GONE]
+
+    def _boot_volumes(self) -> list[Any]:
+        listed = self._list(self._storage.list_boot_volumes, "boot volumes", named=True)
+        return [volume for volume in listed if volume.lifecycle_state not in convert.GONE]
+
+    def _instances(
+        self, machines: Sequence[Any], volumes: Sequence[Any], volume_of: Mapping[str, str]
+    ) -> tuple[CloudInstance, ...]:
+        sizes = {v.id: int(v.size_in_gbs) for v in volumes}
+        addresses = self._addresses(machines)
+        public = self._public_addresses(machines, addresses)
         return tuple(
             convert.instance(
                 machine,
-                self._vnic(attached[machine.id].vnic_id) if machine.id in attached else None,
-                volumes.get(machine.id),
-                sizes.get(volumes.get(machine.id)),
+                addresses.get(machine.id),
+                public.get(machine.id),
+                volume_of.get(machine.id),
+                sizes.get(volume_of.get(machine.id, "")),
             )
-            for machine in found
+            for machine in machines
         )
 
-    def _vnic(self, vnic_id: str) -> Any:
-        """A VNIC, asked for once it has all its addresses; None when it went away meanwhile."""
-        if vnic_id in self._vnics:
-            return self._vnics[vnic_id]
-        try:
-            vnic = self._caller.read(self._network.get_vnic, vnic_id, what="read a VNIC", about=vnic_id).data
-        except NotFound:
-            return None
-        if vnic.public_ip:
-            self._vnics[vnic_id] = vnic
-        return vnic
+    # -- which volume is whose -------------------------------------------------------------------------------------
+    def _volume_of(self, machines: Sequence[Any], volumes: Sequence[Any]) -> dict[str, str]:
+        """The boot volume of each machine. Attachments are asked for by domain, and only where tags don't tell."""
+        found: dict[str, str] = {}
+        for domain in sorted({x.availability_domain for x in (*machines, *volumes)}):
+            told = told_by_tags(
+                [m for m in machines if m.availability_domain == domain],
+                [v for v in volumes if v.availability_domain == domain],
+            )
+            if told is None:
+                told = {a.instance_id: a.boot_volume_id for a in self._boot_attachments([domain])}
+            found |= told
+        return found
 
     def _boot_attachments(self, domains: Iterable[str]) -> list[Any]:
         found: list[Any] = []
@@ -214,20 +260,71 @@ class Reads:
             )
         return [a for a in found if a.lifecycle_state in ("ATTACHING", "ATTACHED", "DETACHING")]
 
-    def _boot_volumes(self) -> list[Any]:
-        return self._list(self._storage.list_boot_volumes, "boot volumes", named=True)
+    # -- which address is whose ------------------------------------------------------------------------------------
+    def _addresses(self, machines: Sequence[Any]) -> dict[str, Address]:
+        """The primary VNIC of each machine that has one by now; asked for once in a machine's life."""
+        known = {m.id: address for m in machines if (address := self._memory.address(m.id))}
+        missing = {m.id for m in machines if m.lifecycle_state != "PROVISIONING"} - set(known)
+        if not missing:
+            return known
+        first: dict[str, Any] = {}
+        for vnic in self._list(self._compute.list_vnic_attachments, "VNIC attachments"):
+            if vnic.lifecycle_state == "ATTACHED" and vnic.vnic_id and vnic.instance_id in missing:
+                # the primary VNIC comes first in time; secondary ones are not ours
+                first[vnic.instance_id] = min(first.get(vnic.instance_id, vnic), vnic, key=lambda v: v.time_created)
+        private: dict[str, Any] = {}
+        for subnet in sorted({vnic.subnet_id for vnic in first.values()}):
+            for address in self._private_ips(subnet):
+                if address.is_primary:
+                    private[address.vnic_id] = address
+        learnt = {}
+        for ident, vnic in first.items():
+            if vnic.vnic_id in private:
+                address = private[vnic.vnic_id]
+                learnt[ident] = Address(vnic.vnic_id, vnic.subnet_id, address.ip_address, address.id)
+        self._memory.learn(learnt, alive=[m.id for m in machines])
+        return known | learnt
 
-    def resources(self) -> tuple[CloudResource, ...]:
+    def _private_ips(self, subnet_id: str) -> list[Any]:
+        call, about = self._network.list_private_ips, f"subnet {subnet_id}"
+        try:
+            return self._caller.pages(call, what="list private IPs", about=about, subnet_id=subnet_id, limit=PAGE)
+        except NotFound:  # it went away meanwhile, or belongs to somebody who doesn't show it
+            return []
+
+    def _public_addresses(self, machines: Sequence[Any], addresses: Mapping[str, Address]) -> dict[str, str]:
+        """Public addresses by machine: ephemeral ones by domain, a reserved one from its VNIC."""
+        by_private_ip: dict[str, str] = {}
+        for domain in sorted({m.availability_domain for m in machines if m.id in addresses}):
+            listed = self._caller.pages(
+                self._network.list_public_ips,
+                "AVAILABILITY_DOMAIN",
+                self._compartment,
+                availability_domain=domain,
+                lifetime="EPHEMERAL",
+                what="list public IPs",
+                about=f"compartment {self._compartment} in {domain}",
+                limit=PAGE,
+            )
+            by_private_ip |= {p.assigned_entity_id: p.ip_address for p in listed if p.assigned_entity_id}
+        found = {ident: by_private_ip.get(a.private_ip_id) or self._vnic_public(a) for ident, a in addresses.items()}
+        return {ident: address for ident, address in found.items() if address}
+
+    def _vnic_public(self, address: Address) -> str | None:
+        call, vnic = self._network.get_vnic, address.vnic_id
+        try:
+            found = self._caller.read(call, vnic, what="read a VNIC", about=vnic).data.public_ip
+        except NotFound:  # it went away meanwhile
+            return None
+        return str(found) if found else None
+
+    # -- the network -----------------------------------------------------------------------------------------------
+    def _network_resources(self) -> list[CloudResource]:
         found: list[CloudResource] = []
         for kind, call in self._network_lists().items():
             listed = self._list(call, f"{kind}s", named=kind == "nsg")
             found += [convert.network_resource(kind, r) for r in listed if r.lifecycle_state not in convert.GONE]
-        volumes = [v for v in self._boot_volumes() if v.lifecycle_state not in convert.GONE]
-        used = {a.boot_volume_id for a in self._boot_attachments(v.availability_domain for v in volumes)}
-        for volume in volumes:
-            detail = {"size_gb": int(volume.size_in_gbs), "availability_domain": volume.availability_domain}
-            found.append(convert.resource("boot-volume", volume, attached=volume.id in used, **detail))
-        return tuple(found)
+        return found
 
     def _network_lists(self) -> Mapping[str, Callable[..., Any]]:
         return {
@@ -256,6 +353,33 @@ class Reads:
             options["compartment_id"] = self._compartment
         about = f"compartment {self._compartment}"
         return self._caller.pages(call, *args, what=f"list {plural}", about=about, limit=PAGE, **options)
+
+
+def told_by_tags(machines: Sequence[Any], volumes: Sequence[Any]) -> dict[str, str] | None:
+    """The volume of each machine of one domain, where their tags tell it; None where attachments must be asked for.
+
+    Once attached a volume gets its VM's tags from us, and a VM that runs has its boot volume. So where each machine
+    runs and exactly one volume carries its tags, and no volume is left over, that one is it.
+    """
+    running = all(m.lifecycle_state == "RUNNING" for m in machines)
+    if not running or len(machines) != len(volumes) or any(v.lifecycle_state != "AVAILABLE" for v in volumes):
+        return None
+    found = {}
+    for machine in machines:
+        tags = machine.freeform_tags or {}
+        fitting = [v.id for v in volumes if tags and tags.items() <= (v.freeform_tags or {}).items()]
+        if len(fitting) != 1:
+            return None
+        found[machine.id] = fitting[0]
+    return found if len(set(found.values())) == len(volumes) else None
+
+
+def _volume_resources(volumes: Sequence[Any], used: set[str]) -> list[CloudResource]:
+    found = []
+    for volume in volumes:
+        detail = {"size_gb": int(volume.size_in_gbs), "availability_domain": volume.availability_domain}
+        found.append(convert.resource("boot-volume", volume, attached=volume.id in used, **detail))
+    return found
 
 
 def _image_arch(name: str) -> Arch:

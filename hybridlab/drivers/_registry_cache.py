@@ -9,7 +9,7 @@ import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from hybridlab.models import ImageConfig, ImageInfo, Json, Platform
+from hybridlab.models import ImageBefore, ImageConfig, ImageInfo, Json, Platform
 
 SCHEMA = 1
 
@@ -46,15 +46,30 @@ class Cache:
         if found is None or not isinstance(found.get("digest"), str):
             return None
         info = self.by_digest(found["digest"])
-        return replace(info, looked_up=str(found.get("time", ""))) if info else None
+        return replace(info, looked_up=str(found.get("time", "")), before=self._before(found)) if info else None
 
     def keep(self, canonical: str, info: ImageInfo) -> None:
         """Remember an answer under its digest."""
         path = self._digests / f"{info.digest.replace(':', '-')}.json"
-        _write(path, {"schema": SCHEMA, "info": asdict(replace(info, reference=canonical))})
+        _write(path, {"schema": SCHEMA, "info": asdict(replace(info, reference=canonical, before=None))})
 
-    def keep_tag(self, canonical: str, digest: str, time: str) -> None:
-        _write(self._tag_file(canonical), {"schema": SCHEMA, "reference": canonical, "digest": digest, "time": time})
+    def keep_tag(self, canonical: str, digest: str, time: str) -> ImageBefore | None:
+        """Remember which digest a tag has; returns what it had before it last moved, if it ever did."""
+        path = self._tag_file(canonical)
+        last = _read(path) or {}
+        before = last.get("before")
+        if isinstance(last.get("digest"), str) and last["digest"] != digest:
+            before = {"digest": last["digest"], "time": last.get("time", "")}
+        row = {"schema": SCHEMA, "reference": canonical, "digest": digest, "time": time, "before": before}
+        _write(path, row)
+        return self._before(row)
+
+    def _before(self, row: dict[str, Json]) -> ImageBefore | None:
+        before = row.get("before")
+        if not isinstance(before, dict) or not isinstance(before.get("digest"), str):
+            return None
+        info = self.by_digest(before["digest"])
+        return ImageBefore(info.digest, info.platforms, str(before.get("time", ""))) if info else None
 
     def _tag_file(self, canonical: str) -> Path:
         return self._tags / f"{hashlib.sha256(canonical.encode()).hexdigest()}.json"

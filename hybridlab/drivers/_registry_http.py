@@ -14,7 +14,7 @@ import random
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
@@ -64,6 +64,19 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class _Request:
+    """``host``: who is meant, whatever the URL's address is."""
+
+    method: str
+    url: str
+    host: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    authorization: str | None = None
+    query: Mapping[str, str] | None = None
+    form: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class _Challenge:
     scheme: str
     realm: str
@@ -107,10 +120,9 @@ class RegistryClient:
 
     def ask(self, method: str, host: str, repository: str, path: str, *, accept: str = "*/*") -> Answer:
         """One question about a repository (``path`` starts with /v2/). Raises CouldNotAsk."""
-        url = self._base(host) + path
-        headers = {"Accept": accept}
         authorization = self._known_authorization(host, repository)
-        answer = self._send(method, url, host, headers, authorization)
+        request = _Request(method, self._base(host) + path, host, {"Accept": accept}, authorization)
+        answer = self._send(request)
         if answer.status != 401:
             return answer
         challenge = _challenge(answer.headers.get("www-authenticate", ""))
@@ -120,7 +132,7 @@ class RegistryClient:
             self._challenges[host] = challenge
             self._tokens.pop((host, repository), None)
         authorization = self._known_authorization(host, repository)
-        return self._send(method, url, host, headers, authorization) if authorization else answer
+        return self._send(replace(request, authorization=authorization)) if authorization else answer
 
     # -- credentials -----------------------------------------------------------------------------------------------
     def _known_authorization(self, host: str, repository: str) -> str | None:
@@ -157,10 +169,10 @@ class RegistryClient:
         if login and login.identity_token:
             form = {**query, "grant_type": "refresh_token", "client_id": "hybridlab"}
             form["refresh_token"] = login.identity_token
-            answer = self._send("POST", challenge.realm, realm_host, {}, None, form=form)
+            answer = self._send(_Request("POST", challenge.realm, realm_host, form=form))
         else:
             authorization = login.basic if login else None
-            answer = self._send("GET", challenge.realm, realm_host, {}, authorization, query=query)
+            answer = self._send(_Request("GET", challenge.realm, realm_host, {}, authorization, query))
         if answer.status != 200:
             return "", 0.0
         try:
@@ -188,18 +200,9 @@ class RegistryClient:
         plain = name == "localhost" or name.startswith("127.") or name == "::1"  # as docker does
         return f"{'http' if plain else 'https'}://{host}"
 
-    def _send(
-        self,
-        method: str,
-        url: str,
-        host: str,
-        headers: Mapping[str, str],
-        authorization: str | None,
-        *,
-        query: Mapping[str, str] | None = None,
-        form: Mapping[str, str] | None = None,
-    ) -> Answer:
+    def _send(self, request: _Request) -> Answer:
         """Send, follow redirects, and retry what may pass: 429 as told, 5xx and broken answers after growing pauses."""
+        host = request.host
         for attempt in range(1, TRIES + 1):
             with self._lock:
                 closed = self._closed.get(host)
@@ -207,7 +210,7 @@ class RegistryClient:
                 raise closed
             last = attempt == TRIES
             try:
-                answer = self._follow(method, url, host, headers, authorization, query, form)
+                answer = self._follow(request)
             except CouldNotAsk as error:
                 if last or not error.connected:
                     if not error.connected:
@@ -243,26 +246,18 @@ class RegistryClient:
             with self._lock:
                 self.remaining[host] = int(left)
 
-    def _follow(
-        self,
-        method: str,
-        url: str,
-        host: str,
-        headers: Mapping[str, str],
-        authorization: str | None,
-        query: Mapping[str, str] | None,
-        form: Mapping[str, str] | None,
-    ) -> Answer:
+    def _follow(self, request: _Request) -> Answer:
+        url, host, query = request.url, request.host, request.query
         first = urlsplit(url)
         for _ in range(REDIRECTS + 1):
             here = urlsplit(url)
             same = (here.scheme, here.netloc) == (first.scheme, first.netloc)
-            sent = {**headers}
+            sent = {**request.headers}
             if same:
                 sent["Host"] = host
-                if authorization:
-                    sent["Authorization"] = authorization
-            answer = self._once(method, url, sent, host, query, form)
+                if request.authorization:
+                    sent["Authorization"] = request.authorization
+            answer = self._once(replace(request, url=url, headers=sent, query=query))
             if answer.status not in (301, 302, 303, 307, 308):
                 return answer
             url = urljoin(url, answer.headers.get("location", ""))
@@ -274,20 +269,13 @@ class RegistryClient:
                 raise CouldNotAsk(f"{host} redirects to {target}, which is no public https address: refused")
         raise CouldNotAsk(f"{host} redirects in circles")
 
-    def _once(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        host: str,
-        query: Mapping[str, str] | None,
-        form: Mapping[str, str] | None,
-    ) -> Answer:
+    def _once(self, request: _Request) -> Answer:
         import httpx
 
-        body = bytearray()
+        host, body = request.host, bytearray()
+        headers, query, form = dict(request.headers), request.query, request.form
         try:
-            with self._client.stream(method, url, headers=dict(headers), params=query, data=form) as response:
+            with self._client.stream(request.method, request.url, headers=headers, params=query, data=form) as response:
                 for piece in response.iter_bytes():
                     body += piece
                     if len(body) > BODY_MAX:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hybridlab.drivers._registry_names import HUB
 from hybridlab.models import Json
+from hybridlab.references import HUB
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,9 @@ METADATA_MAX = 32_000  # bytes of all metadata of a VM together
 class OracleDriver(Reads):
     """One compartment. ``compartment`` None is the tenancy's root; ``endpoint`` replaces every service's address (lab).
 
-    Availability domains, shapes, images and the addresses of VNICs don't change and are asked for once. ``calls``
-    counts requests. Raises BadInput for a config file, profile or key that can't be used.
+    Availability domains, shapes, images and private addresses don't change and are asked for once; ``memory`` is a
+    file in which other processes find what this one saw. ``calls`` counts requests. Raises BadInput for a config file,
+    profile or key that can't be used.
     """
 
     # -- network ---------------------------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ class OracleDriver(Reads):
             about=f"{about}, subnet {request.subnet_id}",
         ).data
         log.info("launched VM %s (%s)", about, made.id)
-        return convert.instance(made, None, None, None)
+        return convert.instance(made, None, None, None, None)
 
     def _launch_details(self, request: LaunchRequest) -> Any:
         from oci.core import models as m

@@ -19,9 +19,9 @@ from hybridlab.drivers import _registry_documents as documents
 from hybridlab.drivers._registry_cache import Cache
 from hybridlab.drivers._registry_http import Answer, CouldNotAsk, RegistryClient
 from hybridlab.drivers._registry_login import Login, find_login
-from hybridlab.drivers._registry_names import Reference, is_digest, parse_reference
 from hybridlab.errors import Unreachable
 from hybridlab.models import ImageConfig, ImageInfo, Platform
+from hybridlab.references import Reference, is_digest, parse_reference
 from hybridlab.wait import Clock, SystemClock
 
 if TYPE_CHECKING:
@@ -115,14 +115,16 @@ class RegistryDriver:
             return known or self._fetch(reference, reference.digest)
         answer = self._manifest("HEAD", reference, reference.tag)
         if answer.status in (401, 403, 404):
-            return self._absent(reference, answer)
+            absent, older = self._absent(reference, answer), self._cache.by_tag(reference.canonical)
+            return replace(absent, problem=f"{absent.problem}; it was there on {older.looked_up}") if older else absent
         digest = answer.headers.get("docker-content-digest", "") if answer.status == 200 else ""
         if not is_digest(digest):  # absent, or nothing that may become a file's name
             digest = ""
         known = self._cache.by_digest(digest) if digest else None
         info = replace(known, looked_up=self._now()) if known else self._fetch(reference, digest)
         if info.known:
-            self._cache.keep_tag(reference.canonical, info.digest, info.looked_up)
+            before = self._cache.keep_tag(reference.canonical, info.digest, info.looked_up)
+            info = replace(info, before=before)
         return info
 
     def _fetch(self, reference: Reference, digest: str) -> ImageInfo:

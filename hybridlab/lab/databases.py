@@ -12,7 +12,11 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-_SHELL = re.compile(r'^(?:export MYSQL_PWD="\$\{\w+:-\$\w+\}"; )?exec (?P<words>[^;&|<>`]+)$')
+_SHELL = re.compile(
+    r'(?:(?:export )?\w+="[^;&|<>`]*"; )*(?:\w+ --user=root --execute="SET GLOBAL [^"]*" && )?'
+    r"(?:exec )?(?P<words>[^;&|<>`]+?)(?: && \{ \[ ! -f \S+ \] \|\| .*\})?",
+    re.DOTALL,
+)  # settings are not kept, and what is done with a file of the image's own is not: the lab has none
 NOTE = "lab: made from the files of the volume, by no database"
 
 
@@ -36,7 +40,7 @@ class Kind:
 
 _MYSQL_OPTIONS = (
     "--all-databases --single-transaction --routines --events --triggers --flush-privileges --user --databases "
-    "--add-drop-database --hex-blob --quick"
+    "--add-drop-database --hex-blob --quick --max-allowed-packet"
 )
 KINDS = (
     Kind("PostgreSQL", ("postgres", "postgis", "pgvector", "timescaledb"), "/var/lib/postgresql/data", "pg_dumpall",
@@ -59,11 +63,11 @@ def kind_of(image: str) -> Kind | None:
 def program(argv: Sequence[str], kind: Kind | None) -> tuple[str, list[str]]:
     """The program of a database that a container's command runs, with its options. Raises NotKnown for anything else.
 
-    ``sh -c`` is taken apart where it only sets the password and starts one program.
+    ``sh -c`` is taken apart where it only sets variables and starts one program.
     """
     words = list(argv)
     if words[:2] == ["sh", "-c"] and len(words) == 3:
-        match = _SHELL.match(words[2])
+        match = _SHELL.fullmatch(words[2])
         if match is None:
             raise NotKnown("lab: the containers have no shell: only `exec PROGRAM OPTIONS` is understood")
         words = shlex.split(match["words"])

@@ -2,9 +2,9 @@
 
 The catalogue (data/registry-catalogue.json) maps ``docker.io/library/mariadb:11`` to
 ``{"platforms": ["linux/amd64", "linux/arm64/v8", …], "config": {…}, "index": true}``, where the config's ExposedPorts
-and Volumes may be lists, and what is empty is left out of the blob as builders do; "attestations" and "docker"
-(true or false) may say what is otherwise drawn from the name: whether an index lists attestations, and whether the
-media types are Docker's or OCI's.
+and Volumes may be lists, and its Healthcheck the test alone, and what is empty is left out of the blob as builders do;
+"attestations" and "docker" (true or false) may say what is otherwise drawn from the name: whether an index lists
+attestations, and whether the media types are Docker's or OCI's.
 """
 
 from __future__ import annotations
@@ -281,6 +281,8 @@ def _config(tag: str, platform: str, config: Mapping[str, Any], diff_id: str) ->
     for key in ("ExposedPorts", "Volumes"):
         if isinstance(section.get(key), list):
             section[key] = {name: {} for name in section[key]}
+    if isinstance(section.get("Healthcheck"), list):
+        section["Healthcheck"] = {"Test": section["Healthcheck"]}
     section["Labels"] = {"org.opencontainers.image.version": tag, **(section.get("Labels") or {})}
     return {
         **_platform_object(platform),

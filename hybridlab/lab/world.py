@@ -63,6 +63,9 @@ class Hosts(Protocol):
     def folder(self, machine_id: str) -> Path:
         """The folder that is this machine's ``/``."""
 
+    def disk(self, machine_id: str) -> tuple[int, int]:
+        """Size and use of its root file system, in bytes."""
+
 
 @dataclass(frozen=True)
 class K3sService:

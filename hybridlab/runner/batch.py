@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
 import os
 import signal
@@ -11,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -20,30 +20,20 @@ from rich.console import Console
 
 from hybridlab.cluster import lab_directory, new_run_id
 from hybridlab.errors import BadInput, HybridlabError
-from hybridlab.ledger import Ledger, locked, now_iso
+from hybridlab.ledger import Ledger, locked, now_iso, user_name
 from hybridlab.params import Params
-from hybridlab.runner.outcome import (
-    Problem,
-    RunbookResult,
-    RunRecord,
-    save_record,
-)
-from hybridlab.runner.preflight import (
-    PARAMETER,
-    Runbook,
-    check_request,
-    read_runbook,
-)
+from hybridlab.runner.cell_rows import CellRows
+from hybridlab.runner.leftovers import sweep
+from hybridlab.runner.outcome import Problem, RunbookResult, RunRecord, save_record
+from hybridlab.runner.preflight import PARAMETER, Runbook, check_request, read_runbook
 from hybridlab.runner.progress import Board, Tail
 from hybridlab.runner.redact import Redactor
+from hybridlab.runner.spare import NOTEBOOK, Spare
 from hybridlab.runner.summary import write_junit, write_step_summary
 from hybridlab.runner.verdict import concluded, judged, tell_ledger
 from hybridlab.sites import open_site
 
 log = logging.getLogger(__name__)
-
-SPARE = {".spare-notebook": 2_000_000, ".spare": 200_000}
-"""Bytes kept free in the run's folder for the last words of a run whose disk is full: its notebook's, and its own."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +78,9 @@ def run_batch(
         stack.enter_context(locked(root / "state" / params.cluster / "lock", run=run))
         folder = root / "runs" / run
         folder.mkdir(parents=True)
-        for name, size in SPARE.items():
-            (folder / name).write_bytes(bytes(size))
+        sweep(root, params.cluster)
+        spare = Spare(folder)
+        stack.callback(spare.free)
         stack.enter_context(_logged(folder / "log", Redactor([root / "state" / params.cluster / "secrets"])))
         record = RunRecord(
             run=run,
@@ -103,12 +94,13 @@ def run_batch(
             started=now_iso(),
             pid=os.getpid(),
             host=socket.gethostname(),
-            user=_user(),
+            user=user_name(),
             version=metadata.version("hybridlab"),
             runbooks=tuple(book.waiting() for book in books),
         )
         ends = time.monotonic() + deadline_s if deadline_s is not None else None
-        batch = _Batch(books, record, folder, root, path, params, console or Console(stderr=True), ends, cell_timeout_s)
+        screen = console or Console(stderr=True)
+        batch = _Batch(books, record, folder, spare, root, path, params, screen, ends, cell_timeout_s)
         return batch.run(errors or Console(stderr=True))
 
 
@@ -120,6 +112,7 @@ class _Batch:
         books: Sequence[Runbook],
         record: RunRecord,
         folder: Path,
+        spare: Spare,
         root: Path,
         params_file: Path,
         params: Params,
@@ -130,6 +123,7 @@ class _Batch:
         self._books = books
         self._record = record
         self._folder = folder
+        self._spare = spare
         self._root = root
         self._params_file = params_file
         self._params = params
@@ -227,7 +221,8 @@ class _Batch:
             km=manager,
             redactor=self._redactor,
             watch=self._board,
-            make_room=self._room_for_notebook,
+            told=CellRows(self._ledger, stage=book.stage, runbook=book.name),
+            make_room=partial(self._spare.free, NOTEBOOK),
             records=records,
             execution_timeout=self._cell_timeout_s,
             deadline_s=None if self._ends is None else max(0.0, self._ends - time.monotonic()),
@@ -265,24 +260,13 @@ class _Batch:
     def _save(self) -> None:
         """Write run.json; a full disk is given the spare bytes once."""
         if self._record.state != "running":
-            self._free_spare()
+            self._spare.free()
         try:
             save_record(self._folder, self._record)
         except OSError:
-            if not (self._folder / ".spare").exists():
+            if not self._spare.free():
                 raise
-            self._free_spare()
             save_record(self._folder, self._record)
-
-    def _free_spare(self) -> None:
-        for name in SPARE:
-            (self._folder / name).unlink(missing_ok=True)
-
-    def _room_for_notebook(self) -> bool:
-        spare = self._folder / ".spare-notebook"
-        found = spare.exists()
-        spare.unlink(missing_ok=True)
-        return found
 
     def _picture(self) -> Mapping[str, Any]:
         from hybridlab.runner.picture import take_picture
@@ -299,7 +283,7 @@ class _Batch:
         from hybridlab.runner.report import write_report
 
         self._record = record
-        self._free_spare()
+        self._spare.free()
         try:
             self._save()
             rows = [row for row in self._ledger.rows() if row.run == record.run]
@@ -324,13 +308,6 @@ class _Batch:
 
 def _out_of_time() -> Problem:
     return Problem("DeadlineExceeded", "the run's deadline passed", next_move="run it again: it goes on", exit_code=5)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def _free_run_id(root: Path, cluster: str) -> str:

@@ -11,7 +11,7 @@ from hybridlab.cluster import Cluster
 from hybridlab.errors import HybridlabError, ParamsError
 from hybridlab.models import CloudInstance, CloudResource, Json, NodeWish
 from hybridlab.params import Params
-from hybridlab.ports import TAG
+from hybridlab.ports import FRESH_S, TAG
 from hybridlab.stages.layout import Allowance, allowance_named, compare, monthly_elsewhere_usd
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,10 @@ def take_bill(root: Path, params: Params, params_file: Path, *, ask: bool = True
     if ask:
         try:
             oracle = Cluster(params, root=root, params_file=params_file).oracle
-            found = oracle.instances()
-            lines = usage(found, oracle.resources(), allowance)
+            # 020 may have looked moments ago; otherwise the account is asked
+            survey = oracle.last_survey(FRESH_S) or oracle.survey({TAG: params.cluster})
+            found = survey.instances
+            lines = usage(found, survey.resources, allowance)
             machines = [machine(vm, params.cluster) for vm in found]
         except HybridlabError as error:
             log.info("no bill from the account: %s", error)

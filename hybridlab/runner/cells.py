@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import mistune
 from markupsafe import Markup
@@ -15,6 +16,7 @@ from pygments import highlight  # type: ignore[import-untyped]
 from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 from pygments.lexers import PythonLexer  # type: ignore[import-untyped]
 
+from hybridlab.runner.outcome import CellState
 from hybridlab.runner.record import SKIP_TAG, heading_before
 from hybridlab.runner.safe_html import safe_html
 
@@ -41,13 +43,21 @@ class CellView:
 
 @dataclass(frozen=True)
 class NotebookView:
+    """A notebook ready to be placed in a page; ``states`` counts its code cells, in the order of CellState."""
+
     title: str
     cells: tuple[CellView, ...]
     figures: int
+    states: tuple[tuple[str, int], ...]
 
 
-def view_notebook(nb: Any, *, prefix: str, alive: bool = False) -> NotebookView:
-    """All cells of a notebook; ids start with ``prefix``. ``alive`` is whether its run still goes on."""
+def code_cells(nb: Any) -> list[Any]:
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+def view_notebook(nb: Any, states: Sequence[str], *, prefix: str) -> NotebookView:
+    """All cells of a notebook, the code cells with these states; ids start with ``prefix``."""
+    state_of = {id(cell): state for cell, state in zip(code_cells(nb), states, strict=True)}
     cells = [c for c in nb.cells if MARKER not in c.metadata.get("tags", [])]
     title = ""
     views: list[CellView] = []
@@ -63,8 +73,9 @@ def view_notebook(nb: Any, *, prefix: str, alive: bool = False) -> NotebookView:
             if source.strip():
                 views.append(CellView("markdown", _markdown(source, label=heading_before(cells, index))))
         elif cell.cell_type == "code" and cell.source.strip():
-            views.append(_code(cell, heading_before(cells, index), figures, alive))
-    return NotebookView(title, tuple(views), figures.count)
+            views.append(_code(cell, state_of[id(cell)], heading_before(cells, index), figures))
+    counts = tuple((state, states.count(state)) for state in get_args(CellState) if state in states)
+    return NotebookView(title, tuple(views), figures.count, counts)
 
 
 @cache
@@ -100,11 +111,9 @@ class _Figures:
         )
 
 
-def _code(cell: Any, label: str, figures: _Figures, alive: bool) -> CellView:
+def _code(cell: Any, state: str, label: str, figures: _Figures) -> CellView:
     info = cell.metadata.get("hybridlab", {})
-    state = info.get("state", "")
-    if state == "running" and not alive:
-        state = "interrupted"
+    saved = info.get("state", "")
     body = Markup(highlight(cell.source.rstrip(), PythonLexer(), HtmlFormatter(nowrap=True)))
     outputs = tuple(o for o in (_output(output, label, figures) for output in cell.outputs) if o)
     note = ""
@@ -113,7 +122,12 @@ def _code(cell: Any, label: str, figures: _Figures, alive: bool) -> CellView:
         note = "A form for JupyterLab, left out of unattended runs." if form else "Nothing to run."
     elif state == "not run":
         note = "Not run: an earlier cell ended the runbook."
-    return CellView("code", body, outputs, state, float(info.get("seconds", 0.0)), note)
+    elif state != saved and state == "interrupted":
+        note = "No end was recorded: the run was killed in this cell, or a moment before it."
+    elif state != saved:
+        note = "The ledger has its end; the notebook was not saved after it, so there may be output missing here."
+    seconds = float(info.get("seconds", 0.0))
+    return CellView("code", body, outputs, state, seconds, note)
 
 
 def _output(output: Any, label: str, figures: _Figures) -> Markup:

@@ -151,5 +151,7 @@ def show_images(found: Mapping[str, ImageInfo], console: Console) -> None:
         table.add_column(title, overflow="fold")
     for reference, info in sorted(found.items()):
         platforms = ", ".join(str(p) for p in info.platforms) if info.known else "unknown"
-        table.add_row(Text(reference), Text(platforms, "" if info.known else "yellow"), Text(info.problem, "dim"))
+        drift, problem = info.drift, info.problem
+        note = Text("; ".join(text for text in (drift, problem) if text), "yellow" if drift else "dim")
+        table.add_row(Text(reference), Text(platforms, "" if info.known else "yellow"), note)
     console.print(table)

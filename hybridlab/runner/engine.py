@@ -12,8 +12,8 @@ class HybridlabEngine:
     """papermill engine with a truthful record (see hybridlab.runner.record).
 
     Engine arguments besides papermill's: ``deadline_s`` for the whole notebook, ``km`` a kernel started before,
-    ``redactor``, ``watch``, ``make_room`` for when a save fails, and ``records``, a list that the Record is appended to
-    before anything runs.
+    ``redactor``, ``watch``, ``told``, ``make_room`` for when a save fails, and ``records``, a list that the Record is
+    appended to before anything runs.
     """
 
     @classmethod

@@ -28,7 +28,7 @@ from hybridlab.cluster import find_root
 from hybridlab.errors import BadInput, StepFailed
 from hybridlab.runner import autopsy
 from hybridlab.runner.outcome import CellState, Problem, RunbookState, exit_code_of
-from hybridlab.runner.record import SKIP_TAG, Record, Watch
+from hybridlab.runner.record import SKIP_TAG, Record, Told, Watch
 from hybridlab.runner.redact import Redactor
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def execute_notebook(
     *,
     redactor: Redactor | None = None,
     watch: Watch | None = None,
+    told: Told | None = None,
     make_room: Callable[[], bool] | None = None,
     records: list[Record] | None = None,
     **kwargs: Any,
@@ -59,6 +60,7 @@ def execute_notebook(
         nb,
         redactor=redactor or _default_redactor(),
         watch=watch,
+        told=told,
         make_room=make_room,
         output_path=output_path,
         log_output=log_output,
@@ -120,6 +122,9 @@ def _execute(
             if km is None:
                 _kill(client)
             raise
+        finally:
+            if km is not None and client.kc is not None:  # nbclient leaves open what it made for a kernel of others
+                client.kc.stop_channels()
 
 
 class _Stop:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +11,11 @@ from typing import Any
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_async, run_sync
 
+from hybridlab.runner.leftovers import OwnFolder
+
 log = logging.getLogger(__name__)
 
-WARM_UP = "__import__('hybridlab.cluster')"
+WARM_UP = "__import__('hybridlab.runner.in_kernel', fromlist=['prepare']).prepare()"
 """Run by a kernel while nobody waits for it, so that the first cell doesn't pay for the imports."""
 
 
@@ -26,7 +26,7 @@ class Kernels:
         self._env = dict(env)
         self._cwd = cwd
         # a socket's path may have 107 characters at most: a short folder of our own, not the run's
-        self._folder = Path(tempfile.mkdtemp(prefix="hl-"))
+        self._folder = OwnFolder()
         self._count = 0
         self._ready: dict[str, Any] = {}
         self._running: list[Any] = []
@@ -37,7 +37,7 @@ class Kernels:
     def __exit__(self, *_: object) -> None:
         for manager in [*self._ready.values(), *self._running]:
             self._end(manager)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
 
     def prepare(self, name: str) -> None:
         """Let a kernel boot for whoever takes one of this name next."""
@@ -64,8 +64,8 @@ class Kernels:
         manager = AsyncKernelManager(
             kernel_name=name,
             transport="ipc",
-            ip=str(self._folder / f"k{self._count}"),
-            connection_file=str(self._folder / f"k{self._count}.json"),
+            ip=str(self._folder.path / f"k{self._count}"),
+            connection_file=str(self._folder.path / f"k{self._count}.json"),
         )
         arguments = [f"--IPKernelApp.exec_lines={WARM_UP}"] if name == "python3" else []
 

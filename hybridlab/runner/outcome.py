@@ -21,6 +21,8 @@ RunbookState = Literal["done", "failed", "timed out", "interrupted", "kernel los
 
 EXIT_OF_STATE: Mapping[str, int] = {"done": 0, "failed": 4, "timed out": 5, "interrupted": 6, "kernel lost": 6}
 EXIT_STRICT = 1
+LONGEST = 5000
+"""Characters of a text of a Problem; the notebook has the traceback."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Problem:
             why=redact(self.why),
             next_move=redact(self.next_move),
         )
+
+    def brief(self) -> Problem:
+        """The same with texts of a length that people read and a ledger can bear."""
+        return self.masked(lambda text: text if len(text) <= LONGEST else f"{text[:LONGEST]} …")
 
     def message(self) -> str:
         text = self.what + (f" ({self.where})" if self.where else "") + (f": {self.why}" if self.why else "")

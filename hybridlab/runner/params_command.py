@@ -63,12 +63,16 @@ def _shown(value: Json) -> str:
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Write it there, and say how an editor finds it.")
 def params_schema(output: Path | None) -> None:
     """Print the JSON Schema of a params file, for editors."""
-    text = json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
     if output is None:
-        click.echo(text, nl=False)
+        click.echo(schema_text(), nl=False)
         return
-    write_atomic(output, text.encode())
+    write_atomic(output, schema_text().encode())
     click.echo(f"first line of a params file beside it: {MODELINE}{output.name}")
+
+
+def schema_text() -> str:
+    """The schema as it is written into a file."""
+    return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def schema() -> dict[str, Json]:

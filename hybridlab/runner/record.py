@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import nbformat
 from papermill.engines import NotebookExecutionManager
 from papermill.iorw import LocalHandler, papermill_io
 
@@ -19,6 +20,8 @@ from hybridlab.runner.redact import Redactor
 
 OUTPUT_LIMIT = 4_000_000
 """Characters of text that one cell may leave in its notebook; the rest is dropped, and the notebook says so."""
+DISPLAY_LIMIT = 16_000_000
+"""The same for figures, tables and tracebacks, of which each is kept whole or not at all."""
 SKIP_TAG = "skip-execution"
 PAPERMILL_STATUS = {"done": "completed", "skipped": "skipped", "not run": "pending", "running": "running"}
 
@@ -30,11 +33,21 @@ class Watch(Protocol):
         """A code cell starts: the how-manieth of how many, under which heading."""
 
 
+class Told(Protocol):
+    """Who keeps a record of its own of how each code cell ended."""
+
+    def cell_ended(
+        self, number: int, total: int, heading: str, state: CellState, seconds: float | None, problem: Problem | None
+    ) -> None:
+        """The how-manieth code cell of how many ended so, or was never begun. May raise OSError."""
+
+
 class Record(NotebookExecutionManager):  # type: ignore[misc]
     """papermill's manager of one execution, made truthful.
 
     ``metadata.hybridlab.state`` of every code cell and of the notebook is one of ``CellState``; papermill's own
-    ``status`` agrees with it. Nothing is saved that the redactor hasn't seen.
+    ``status`` agrees with it. Nothing is saved that the redactor hasn't seen. ``told`` hears of each code cell's end
+    before the notebook is saved with it.
     """
 
     def __init__(
@@ -43,6 +56,7 @@ class Record(NotebookExecutionManager):  # type: ignore[misc]
         *,
         redactor: Redactor,
         watch: Watch | None = None,
+        told: Told | None = None,
         make_room: Callable[[], bool] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -50,6 +64,8 @@ class Record(NotebookExecutionManager):  # type: ignore[misc]
         self.make_room = make_room  # called when a save fails; whether it is worth another try
         self.redactor = redactor
         self.watch = watch
+        self._told = told
+        self._untold: dict[int, int] = {}
         self.state: RunbookState = "not run"
         self.problem: Problem | None = None
         self.cell_seconds = 0.0
@@ -58,7 +74,7 @@ class Record(NotebookExecutionManager):  # type: ignore[misc]
         self._full: OSError | None = None
         self._cell_began = 0.0
         self._current: Any = None
-        self._sizes = (0, 0, 0)
+        self._sizes = (0, 0, 0, 0)  # outputs looked at; characters of text, and of the rest; characters dropped
         self._dirty = False
         self._saved_at = 0.0
         self._save_took = 0.0
@@ -76,6 +92,9 @@ class Record(NotebookExecutionManager):  # type: ignore[misc]
             if cell.cell_type == "code":
                 cell.execution_count, cell.outputs = None, []
             self._set(cell, "not run")
+        codes = [index for index, cell in enumerate(self.nb.cells) if cell.cell_type == "code"]
+        self._untold = {index: number for number, index in enumerate(codes, start=1)}
+        self._codes = len(codes)
         self.state = "running"
         self.nb.metadata["hybridlab"] = {"state": "running"}
         self.save()
@@ -83,19 +102,18 @@ class Record(NotebookExecutionManager):  # type: ignore[misc]
     def begin(self, index: int) -> None:
         """A code cell starts."""
         cell = self.nb.cells[index]
-        self._current, self._sizes = cell, (0, 0, 0)
+        self._current, self._sizes = cell, (0, 0, 0, 0)
         self._cell_began = time.monotonic()
         cell.metadata.papermill.update(start_time=self.now().isoformat(), exception=False)
         self._set(cell, "running")
         if self.watch:
-            codes = [i for i, c in enumerate(self.nb.cells) if c.cell_type == "code"]
-            self.watch.cell(codes.index(index) + 1, len(codes), heading_before(self.nb.cells, index))
+            self.watch.cell(self._untold[index], self._codes, heading_before(self.nb.cells, index))
         self._dirty = True
         self.save_if_due()
 
     def end(self, index: int, state: CellState, problem: Problem | None = None) -> None:
         """A cell ended so. Anything but done and skipped is how the notebook ended, too."""
-        cell = self.nb.cells[index]
+        cell, problem = self.nb.cells[index], problem and problem.brief()
         took = time.monotonic() - self._cell_began if self._current is cell else 0.0
         self.cell_seconds += took
         self._current = None
@@ -111,6 +129,7 @@ class Record(NotebookExecutionManager):  # type: ignore[misc]
             if problem:
                 cell.metadata.hybridlab["problem"] = asdict(problem)
             self.conclude(state, problem, heading_before(self.nb.cells, index))
+        self._tell(index)
         self.redact(cell)
         self._dirty = True
         self.save_if_due()
@@ -120,7 +139,21 @@ class Record(NotebookExecutionManager):  # type: ignore[misc]
     def conclude(self, state: RunbookState, problem: Problem | None, where: str = "") -> None:
         """How the notebook as a whole ended; the first word counts."""
         if self.state == "running":
-            self.state, self.problem, self.stopped_at = state, problem, where
+            self.state, self.problem, self.stopped_at = state, problem and problem.brief(), where
+
+    def _tell(self, index: int) -> None:
+        """Tell of the end of a code cell, once. A failure stops the notebook as a failed save does."""
+        if self._told is None or index not in self._untold:
+            return
+        info = self.nb.cells[index].metadata.hybridlab
+        problem = Problem(**info.problem) if "problem" in info else None
+        heading = heading_before(self.nb.cells, index)
+        try:
+            self._told.cell_ended(self._untold[index], self._codes, heading, info.state, info.get("seconds"), problem)
+        except OSError as error:
+            self._full = self.save_error = self._full or error
+        else:
+            del self._untold[index]
 
     def _set(self, cell: Any, state: CellState) -> None:
         cell.metadata.papermill["status"] = PAPERMILL_STATUS.get(state, self.FAILED)
@@ -149,6 +182,8 @@ class Record(NotebookExecutionManager):  # type: ignore[misc]
         self.redactor.refresh()
         self.redactor.clean(self.nb)
         self.save()
+        for index in sorted(self._untold):
+            self._tell(index)
         if self.save_error:
             raise self.save_error
 
@@ -192,27 +227,41 @@ class Record(NotebookExecutionManager):  # type: ignore[misc]
             self._keep_within_limit(self._current.outputs)
 
     def _keep_within_limit(self, outputs: list[Any]) -> None:
-        seen, size, dropped = self._sizes
+        seen, text, shown, dropped = self._sizes
         if len(outputs) < seen:  # the cell cleared its output
-            seen, size = 0, 0
+            seen, text, shown = 0, 0, 0
+        kept = []
         for output in outputs[seen:]:
-            if output.output_type != "stream":
+            if output.output_type == "stream":
+                room = OUTPUT_LIMIT - text
+                dropped += max(0, len(output.text) - room)
+                output.text = output.text[:room]
+                text += len(output.text)
+                kept += [output] if output.text else []
                 continue
-            room = max(0, OUTPUT_LIMIT - size)
-            dropped += max(0, len(output.text) - room)
-            output.text = output.text[:room]
-            size += len(output.text)
-        outputs[seen:] = [o for o in outputs[seen:] if o.output_type != "stream" or o.text]
-        self._sizes = (len(outputs), size, dropped)
+            size = _length(output)
+            if shown + size > DISPLAY_LIMIT and output.output_type == "error":
+                output.evalue, output.traceback = output.evalue[:1000], [line[:1000] for line in output.traceback[:100]]
+                dropped, size = dropped + size, 0
+            if shown + size > DISPLAY_LIMIT:
+                dropped += size
+            else:
+                shown += size
+                kept.append(output)
+        outputs[seen:] = kept
+        self._sizes = (len(outputs), text, shown, dropped)
 
     def _note_dropped(self, cell: Any) -> None:
-        dropped = self._sizes[2]
+        dropped = self._sizes[3]
         if dropped:
-            note = f"\n[{dropped:,} more characters of output were dropped: a cell may leave {OUTPUT_LIMIT:,}]\n"
+            limit = f"{OUTPUT_LIMIT:,} of text and {DISPLAY_LIMIT:,} of figures and tables"
+            note = f"\n[{dropped:,} more characters of output were dropped: a cell may leave {limit}]\n"
             last = next((o for o in reversed(cell.outputs) if o.output_type == "stream"), None)
             if last is not None:
                 last.text += note
-        self._sizes = (0, 0, 0)
+            else:
+                cell.outputs.append(nbformat.v4.new_output("stream", name="stderr", text=note.lstrip()))
+        self._sizes = (0, 0, 0, 0)
 
 
 def heading_before(cells: list[Any], index: int) -> str:
@@ -223,6 +272,15 @@ def heading_before(cells: list[Any], index: int) -> str:
             if found:
                 return str(found[-1])
     return ""
+
+
+def _length(value: Any) -> int:
+    """Characters in nested lists and mappings, as good as exact."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(_length(item) + len(str(key)) for key, item in value.items())
+    return sum(map(_length, value)) if isinstance(value, list) else 8
 
 
 def _join_streams(cell: Any) -> None:

@@ -24,7 +24,8 @@ from hybridlab.errors import BadInput
 from hybridlab.ledger import Ledger, Row, now_iso, write_atomic
 from hybridlab.models import Json
 from hybridlab.params import Params, fields_of
-from hybridlab.runner.cells import NotebookView, view_notebook
+from hybridlab.runner.cell_rows import ended_cells, true_states
+from hybridlab.runner.cells import NotebookView, code_cells, view_notebook
 from hybridlab.runner.evidence import evidence_rows
 from hybridlab.runner.outcome import RunbookResult, RunRecord, load_record
 from hybridlab.runner.redact import Redactor
@@ -107,9 +108,10 @@ def write_report(folder: Path, *, root: Path, single_file: bool = False) -> Path
     state = root / "state" / record.cluster
     redactor = Redactor([state / "secrets"])
     redactor.refresh()
-    rows = [r for r in Ledger(state / "ledger.jsonl", run=record.run).rows() if r.run == record.run]
+    ledger = Ledger(state / "ledger.jsonl", run=record.run)
+    rows = [r for r in ledger.rows() if r.run == record.run]
     alive = record.state == "running" and is_alive(record)
-    books = _books(folder, record, rows, alive)
+    books = _books(folder, record, rows, ledger.cells(run=record.run), alive)
     context = _context(record, books, state, alive)
     env = _templates()
     figures = any(b.notebook and b.notebook.figures for b in books)
@@ -161,13 +163,14 @@ def plotly_js() -> Path:
 
 
 # -- what the pages are made of ----------------------------------------------------------------------------------------
-def _books(folder: Path, record: RunRecord, rows: Sequence[Row], alive: bool) -> list[BookView]:
+def _books(folder: Path, record: RunRecord, rows: Sequence[Row], cells: Sequence[Row], alive: bool) -> list[BookView]:
     begin = _unix(record.started)
     total = max(record.seconds, sum(r.seconds for r in record.runbooks), 0.001)
     views = []
     for result in record.runbooks:
         mine = [row for row in rows if row.stage == result.stage]
         planned = next((row for row in mine if row.event == "planned"), None)
+        gated = planned or next((row for row in mine if row.event == "refused"), None)
         approved = next((row for row in mine if row.event == "approved"), None)
         state = "interrupted" if result.state == "running" and not alive else result.state
         left = min(100.0, max(0.0, (_unix(result.started) - begin) / total * 100)) if result.started else 0.0
@@ -180,23 +183,30 @@ def _books(folder: Path, record: RunRecord, rows: Sequence[Row], alive: bool) ->
                 left=round(left, 2),
                 width=round(max(0.4, min(100 - left, result.seconds / total * 100)), 2),
                 plan=plan_counts(mine, result.stage),
-                hash=str(planned.detail.get("hash", "")) if planned else "",
-                approved_by=str(approved.detail.get("by", "")) if approved else "",
+                hash=str(gated.detail.get("hash", "")) if gated else "",
+                approved_by=_approved_by(approved) if approved else "",
                 approved_at=approved.time if approved else "",
                 steps=_steps(mine),
                 checks=tuple(last_checks(mine, result.stage)),
                 findings=tuple(planned.detail.get("findings", ())) if planned else (),
-                notebook=_notebook(folder / result.notebook, result.name, alive),
+                notebook=_notebook(folder / result.notebook, result, cells, alive),
             )
         )
     return views
 
 
-def _notebook(path: Path, name: str, alive: bool) -> NotebookView | None:
+def _approved_by(row: Row) -> str:
+    who = row.detail.get("who")
+    return f"{row.detail.get('by', '')}" + (f" ({who})" if who else "")
+
+
+def _notebook(path: Path, result: RunbookResult, cells: Sequence[Row], alive: bool) -> NotebookView | None:
     if not path.exists():
         return None
     notebook = nbformat.read(path, as_version=4)
-    return view_notebook(notebook, prefix=f"n{name[:3]}", alive=alive)
+    ended = ended_cells(cells, result.name)
+    states = true_states(code_cells(notebook), ended, alive=alive, concluded=result.state != "running")
+    return view_notebook(notebook, states, prefix=f"n{result.name[:3]}")
 
 
 def _steps(rows: Sequence[Row]) -> tuple[Step, ...]:

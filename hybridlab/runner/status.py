@@ -18,6 +18,7 @@ from rich.text import Text
 from hybridlab.cluster import Cluster
 from hybridlab.errors import BadInput, HybridlabError
 from hybridlab.ledger import EvidenceStore
+from hybridlab.ports import TAG
 from hybridlab.runner.bill import machine, usage
 from hybridlab.runner.outcome import load_record
 from hybridlab.runner.report import is_alive, span
@@ -67,8 +68,9 @@ def _machines(cluster: Cluster, problems: list[str]) -> tuple[list[dict[str, Any
     if cluster.params.site == "byo":
         return [], []
     try:
-        found = cluster.oracle.instances()
-        money = usage(found, cluster.oracle.resources(), allowance_named(cluster.params.layout.allowance))
+        survey = cluster.oracle.survey({TAG: cluster.params.cluster})
+        found = survey.instances
+        money = usage(found, survey.resources, allowance_named(cluster.params.layout.allowance))
     except HybridlabError as error:
         problems.append(str(error))
         return [], []

@@ -15,12 +15,13 @@ that a plan made before an id existed can be applied after.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hybridlab.errors import BadInput, HybridlabError, Interrupted, StepFailed, Unreachable
+from hybridlab.errors import HybridlabError, Interrupted, StepFailed, Unreachable
 from hybridlab.models import Check, Json
 from hybridlab.params import Params
 from hybridlab.plan import Plan, Step
@@ -29,6 +30,10 @@ from hybridlab.ports import Context
 Upstream = Mapping[str, Mapping[str, Json]]
 Action = Callable[[Context, Step], Mapping[str, Json]]
 """Does one step; returns what the ledger should remember (ids, counts). ``{"changed": False}`` means no change."""
+
+
+END_S = 5.0
+"""How long steps that run in parallel may take to end after Ctrl-C: they are told, and clean up."""
 
 
 class Stage(Protocol):
@@ -63,9 +68,7 @@ def apply(
     Consecutive steps with the same ``batch`` run in parallel; the rest of a batch is finished before a failure is
     raised. Raises BadInput for a plan with refusals, StepFailed after a failed step, Interrupted after Ctrl-C.
     """
-    if plan.refusals:
-        first = plan.refusals[0]
-        raise BadInput(f"{plan.stage} can't be applied: {first.text}", where=first.subject, next_move=first.next_move)
+    plan.expect_applicable()
     outcomes: list[StepOutcome] = []
     for group in _batches(plan.steps):
         if len(group) == 1:
@@ -83,6 +86,16 @@ def apply(
     return tuple(outcomes)
 
 
+@contextmanager
+def ending_threads(ctx: Context) -> Iterator[None]:
+    """Where Ctrl-C ends the block, the threads that it began end too, and don't hold up the process."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        ctx.interrupt()
+        raise
+
+
 def _batches(steps: tuple[Step, ...]) -> list[list[Step]]:
     groups: list[list[Step]] = []
     for step in steps:
@@ -97,15 +110,20 @@ Result = tuple[StepOutcome, BaseException | None]
 
 
 def _together(ctx: Context, stage: str, group: list[Step], actions: Mapping[str, Action]) -> list[Result]:
-    with ThreadPoolExecutor(max_workers=min(len(group), 8)) as pool:
-        futures = [pool.submit(_one, ctx, stage, step, actions) for step in group]
-        try:
-            return [f.result() for f in futures]
-        except KeyboardInterrupt as error:
-            for step, future in zip(group, futures, strict=True):
-                if not future.done():
-                    ctx.ledger.add(stage, step.id, "interrupted", effect=step.effect, target=step.target)
-            raise Interrupted(f"{stage} was interrupted", next_move="run it again: it goes on") from error
+    pool = ThreadPoolExecutor(max_workers=min(len(group), 8))
+    futures = [pool.submit(_one, ctx, stage, step, actions) for step in group]
+    try:
+        return [f.result() for f in futures]
+    except KeyboardInterrupt as error:
+        pool.shutdown(wait=False, cancel_futures=True)  # what has not begun does not begin
+        ctx.interrupt()
+        left = wait([f for f in futures if not f.cancelled()], timeout=END_S).not_done
+        for step, future in zip(group, futures, strict=True):
+            if future in left:  # the others have told the ledger themselves how they ended
+                ctx.ledger.add(stage, step.id, "interrupted", effect=step.effect, target=step.target)
+        raise Interrupted(f"{stage} was interrupted", next_move="run it again: it goes on") from error
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _one(ctx: Context, stage: str, step: Step, actions: Mapping[str, Action]) -> Result:
@@ -114,7 +132,9 @@ def _one(ctx: Context, stage: str, step: Step, actions: Mapping[str, Action]) ->
     begin = ctx.clock.now()
     try:
         detail = actions[step.action](ctx, step)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Interrupted) as error:
+        if isinstance(error, KeyboardInterrupt):
+            ctx.interrupt()  # the step may have threads of its own
         ctx.ledger.add(stage, step.id, "interrupted", effect=step.effect, target=step.target)
         raise Interrupted(f"{stage} was interrupted in {step.id}", next_move="run it again: it goes on") from error
     except Unreachable as error:

@@ -12,7 +12,7 @@ from hybridlab.params import Params
 from hybridlab.plan import Plan, Step
 from hybridlab.ports import Context
 from hybridlab.stages.base import Action, Upstream
-from hybridlab.stages.nodes import HELPER, install_helper, node_hosts, on_all
+from hybridlab.stages.nodes import HELPER, arch_of, install_helper, node_hosts, on_all
 from hybridlab.stages.scores import rates
 
 NAME = "benchmark"
@@ -95,7 +95,7 @@ def _measure(ctx: Context, step: Step) -> Mapping[str, Json]:
     }
     data = {
         "rounds": rounds,
-        "arch": {name: node.wish.arch for name, node in hosts.items()},
+        "arch": {name: arch_of(ctx, node) for name, node in hosts.items()},
         "facts": facts,
         "same_machine": ctx.params.site == "lab",
     }

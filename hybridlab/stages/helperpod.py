@@ -109,8 +109,9 @@ def running_helper(
         stdout: Callable[[bytes], None] | None = None,
         timeout_s: float = 3600.0,
     ) -> str:
-        command = ["python3", SCRIPT, *argv]
-        result = kube.exec(namespace, name, command, stdin=stdin, stdout=stdout, timeout_s=timeout_s)
+        command, kept = ["python3", SCRIPT, *argv], list[bytes]()
+        # a digest of many files is longer than what exec keeps by itself
+        result = kube.exec(namespace, name, command, stdin=stdin, stdout=stdout or kept.append, timeout_s=timeout_s)
         if result.exit_status != 0:
             raise Refused(
                 f"the helper's {argv[0]} failed",
@@ -118,7 +119,7 @@ def running_helper(
                 status=result.exit_status,
                 why=result.stderr.strip()[-500:],
             )
-        return result.stdout.decode()
+        return (b"".join(kept) + result.stdout).decode()
 
     try:
         wait_for_pod(ctx, namespace, name)

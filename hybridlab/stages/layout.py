@@ -164,7 +164,7 @@ def look(ctx: Context) -> Seen:
     """Read the allowances, and ask the account for its limits and shapes while a wanted VM is still missing."""
     if ctx.params.site == "byo":
         return Seen(allowances(), {}, {})
-    vms = ctx.oracle.instances()
+    vms = ctx.oracle.instances(max_age_s=ctx.max_age_s)
     if {w.name for w in ctx.params.wishes} <= set(instances_by_node(vms, ctx.params.cluster)):
         return Seen(allowances(), {}, {})  # nothing is to be launched: limits and shapes would be asked for nothing
     shapes: dict[str, list[str]] = {}
@@ -229,8 +229,8 @@ def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
                 "expect a slow API under load, or give the server another size",
             )
         )
-    if len({w.arch for w in params.wishes}) == 1:
-        only = params.wishes[0].arch
+    only = params.wishes[0].arch
+    if only and {w.arch for w in params.wishes} == {only}:
         findings.append(Finding("note", "nodes", f"all nodes are {only}: images without {only} have no place to run"))
     refused = [f.text for f in findings if f.level == "refusal"]
     nodes = [{"name": w.name, "role": w.role, "arch": w.arch, "memory_gb": w.memory_gb} for w in params.wishes]

@@ -41,7 +41,8 @@ def look(ctx: Context) -> Seen:
             if found == ctx.params.cluster:
                 marked.append(name)
         return Seen(marked_hosts=tuple(marked), kubeconfig=kubeconfig)
-    return Seen(ctx.oracle.instances(), ctx.oracle.resources(), kubeconfig=kubeconfig)
+    survey = ctx.oracle.survey({TAG: ctx.params.cluster})
+    return Seen(survey.instances, survey.resources, kubeconfig=kubeconfig)
 
 
 def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:

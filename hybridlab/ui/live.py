@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import Any
 
 from hybridlab.cluster import StageRun, in_jupyterlab
+from hybridlab.ledger import user_name
 from hybridlab.stages.base import StepOutcome
 from hybridlab.ui.tables import NOTE, WARN, Line, Mark, Table
 from hybridlab.ui.views import OUTCOME_COLUMNS, outcome_row, view, view_gate
@@ -54,7 +54,7 @@ def gate(stage: StageRun) -> None:
     said = widgets.HTML(view_gate(state)._repr_html_())
 
     def approve(_: Any) -> None:
-        said.value = view_gate(stage.approve(f"{getpass.getuser()} in JupyterLab"))._repr_html_()
+        said.value = view_gate(stage.approve(f"{user_name()} in JupyterLab"))._repr_html_()
         button.disabled = True
 
     button.on_click(approve)

@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hybridlab.cluster import Gate, HandOver
-from hybridlab.models import Check, Finding
+from hybridlab.models import Check, Finding, Gate, HandOver
 from hybridlab.plan import Plan
 from hybridlab.stages.base import StepOutcome
 from hybridlab.ui.seen import view_seen

@@ -2,8 +2,10 @@
 
     python tests/bench/bench_hosts.py [--runs 3]
 
-Needs root, systemd-nspawn and debootstrap (see tests/live) and ssh. ansible-core is installed into a virtual
-environment of its own beside the cached image; where that can't be done, only hybridlab is measured. Both do the same:
+Needs root, systemd-nspawn and debootstrap (see tests/live) and ssh. ansible-core and hybridlab's dependencies are
+installed into virtual environments of their own beside the cached image, as a user has them: in a developer's the
+Kubernetes client also loads kubernetes-validate, a test tool that takes a second. Where ansible-core can't be
+installed, only hybridlab is measured. Both do the same:
 marker and helper file, two REJECT rules out of the live rules and of the file, a swap file on one machine, the K3s
 release's files with the checksum verified, config.yaml, install.sh, the service running. Both are timed as whole
 processes, and hybridlab also from inside without Python's start. K3s is the stand-in of tests/live.
@@ -47,7 +49,9 @@ from machines import LiveMachine
 machines = [LiveMachine(name, address, Path(), "") for name, address in {machines!r}]
 home = Home(Path({folder!r}), "bench", machines, Path({key!r}), Path({source!r}), {version!r})
 run = home.open().stage("bootstrap")
-import asyncssh, kubernetes.client
+import hybridlab.drivers.kube, hybridlab.drivers.ssh
+from kubernetes.client.api_client import ApiClient
+from kubernetes.config.kube_config import load_kube_config
 imported = time.perf_counter()
 run.look()
 plan = run.plan()
@@ -57,17 +61,29 @@ print(len(plan.steps), imported - begin, time.perf_counter() - imported)
 """
 
 
-def ansible(folder: Path) -> Path | None:
-    """ansible-playbook in a virtual environment of its own, or None."""
-    program = folder / "bin" / "ansible-playbook"
-    if not program.exists():
-        print("installing ansible-core …", flush=True)
+def installed(folder: Path, package: str, program: str) -> Path | None:
+    """A program of a package in a virtual environment of its own, or None."""
+    done = folder / "installed"
+    if not done.exists():
+        print(f"installing {package} …", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
         made = subprocess.run([sys.executable, "-m", "venv", folder], capture_output=True, check=False)
-        pip = [str(folder / "bin" / "pip"), "install", "-q", "ansible-core"]
+        pip = [str(folder / "bin" / "pip"), "install", "-q", package]
         if made.returncode or subprocess.run(pip, check=False).returncode:
             shutil.rmtree(folder, ignore_errors=True)
             return None
-    return program
+        done.touch()
+    return folder / "bin" / program
+
+
+def ours_as_installed() -> Path:
+    """A Python with hybridlab's dependencies and no others; the code measured is this checkout's."""
+    root = HERE.parents[1]
+    state = hashlib.sha256((root / "pyproject.toml").read_bytes()).hexdigest()[:8]
+    python = installed(cache_folder() / f"hybridlab-{state}", str(root), "python")
+    if python is None:
+        raise SystemExit("not measured: hybridlab's dependencies could not be installed")
+    return python
 
 
 def playbook(source: Path) -> list[dict[str, Any]]:
@@ -137,14 +153,14 @@ def time_ansible(program: Path, folder: Path, rig: LiveMachines, source: Path) -
     return took
 
 
-def time_ours(folder: Path, rig: LiveMachines, source: Path) -> tuple[float, float, int]:
+def time_ours(python: Path, folder: Path, rig: LiveMachines, source: Path) -> tuple[float, float, int]:
     """Seconds of the whole process, of the work in it, and how many steps were applied."""
     code = OURS.format(
         path=sys.path[:2], machines=[(n, rig[n].address) for n in NAMES], folder=str(folder), key=str(rig.key),
         source=str(source), version=VERSION,
     )  # fmt: skip
     begin = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder)
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False, cwd=folder)
     took = time.perf_counter() - begin
     if done.returncode:
         raise SystemExit(f"hybridlab failed:\n{done.stderr[-3000:]}")
@@ -176,7 +192,8 @@ def main() -> None:
     if reason:
         raise SystemExit(f"not measured: {reason}")
     image()
-    program = ansible(cache_folder() / "ansible")
+    program = installed(cache_folder() / "ansible", "ansible-core", "ansible-playbook")
+    python = ours_as_installed()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = write_standin(folder / "k3s", VERSION)
@@ -195,7 +212,7 @@ def main() -> None:
                 theirs = [time_ansible(program, folder, rig, source) for _ in range(runs + 1)]
                 clean(home, rig, source)
                 restore_rules(rig, driver, rules)
-            ours = [time_ours(home, rig, source) for _ in range(runs + 1)]
+            ours = [time_ours(python, home, rig, source) for _ in range(runs + 1)]
     report(theirs, ours)
 
 

@@ -96,7 +96,7 @@ def test_figures_are_drawn_resize_and_follow_the_colours(browser: Chromium, page
         # plotly redraws a moment after the window changed
         script = (
             "new Promise(done => { const ends = Date.now() + 5000; (function look() {"
-            "const all = [...document.querySelectorAll('.plot .main-svg')];"
+            "const all = [...document.querySelectorAll('.plot:not(.wide) .main-svg, figure.figure')];"
             "const widths = all.map(s => s.getBoundingClientRect().width);"
             "if (Math.max(...widths) <= window.innerWidth || Date.now() > ends) done(Math.max(...widths));"
             "else setTimeout(look, 50); })(); })"

@@ -87,6 +87,9 @@ class FakeHosts:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    def disk(self, machine_id: str) -> tuple[int, int]:
+        return 50 << 30, 2 << 30
+
 
 class FakeNetwork:
     def __init__(self) -> None:

@@ -167,10 +167,115 @@ def test_a_look_takes_few_calls(oracle: OracleDriver, network: dict[str, CloudRe
     running(oracle)
     before = oracle.calls
     oracle.instances()
-    assert oracle.calls - before == 4  # instances, VNIC attachments, boot volume attachments, boot volumes
+    assert oracle.calls - before == 4  # instances, boot volumes, their attachments, public addresses
     before = oracle.calls
     oracle.resources()
     assert oracle.calls - before == 8
+
+
+class SteppedClock:
+    """Time that a test moves on."""
+
+    def __init__(self) -> None:
+        self.time = 1_000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+def driver(cloud: OracleLab, clock: SteppedClock, memory: Path) -> OracleDriver:
+    told = cloud.world.endpoints["oracle"]
+    where = {"config_file": told["config_file"], "profile": told["profile"], "endpoint": told["endpoint"]}
+    return OracleDriver(**where, compartment=None, clock=clock, memory=memory)
+
+
+def calls_of(oracle: OracleDriver, max_age_s: float) -> int:
+    before = oracle.calls
+    oracle.survey(TAGS, max_age_s=max_age_s)
+    return oracle.calls - before
+
+
+def test_a_survey_serves_again_until_something_changes_or_it_is_old(
+    cloud: OracleLab, oracle: OracleDriver, network: dict[str, CloudResource], tmp_path: Path
+) -> None:
+    clock = SteppedClock()
+    here = driver(cloud, clock, tmp_path / "oracle.json")
+    seen = here.survey(TAGS)
+    assert {r.kind for r in seen.resources} == {
+        "vcn",
+        "internet-gateway",
+        "route-table",
+        "security-list",
+        "nsg",
+        "subnet",
+    }
+    assert set(seen.rules) == {network["nsg"].id}
+    clock.time += 59
+    assert calls_of(here, 60.0) == 0
+    assert calls_of(here, 0.0) == 9, "a look of one's own always asks"
+    clock.time += 61
+    assert calls_of(here, 60.0) == 9
+    clock.time += 1
+    here.add_rules(network["nsg"].id, [SecurityRule("egress", "all", "0.0.0.0/0")])
+    clock.time += 1
+    assert here.last_survey(60.0) is None
+    (rule,) = here.survey(TAGS, max_age_s=60.0).rules[network["nsg"].id]
+    clock.time += 1
+    with pytest.raises(errors.NotFound):  # refused, but asked: who knows what came of it
+        here.tag_boot_volume("ocid1.bootvolume.oc1..no", TAGS)
+    assert calls_of(here, 60.0) == 0, "reading what isn't there is no change"
+    with pytest.raises(errors.Refused):
+        here.remove_rules(network["nsg"].id, ["no-such-rule"])
+    clock.time += 1
+    assert calls_of(here, 60.0) == 9
+    assert rule.direction == "egress"
+
+
+def test_another_process_finds_the_survey_and_the_addresses(
+    cloud: OracleLab, oracle: OracleDriver, network: dict[str, CloudResource], tmp_path: Path
+) -> None:
+    clock, memory = SteppedClock(), tmp_path / "oracle.json"
+    here = driver(cloud, clock, memory)
+    starting = here.launch(request(network, oracle), retry_token="t1")
+    clock.time += 1
+    assert here.survey(TAGS).instances[0].state == "PROVISIONING"
+    assert here.last_survey(60.0) is None, "what is on its way does not serve again"
+    machine = running(here)
+    clock.time += 1
+    here.tag_boot_volume(str(machine.boot_volume_id), TAGS)
+    clock.time += 1
+    seen = here.survey(TAGS)
+    there = driver(cloud, clock, memory)
+    assert there.last_survey(60.0) == seen
+    assert there.survey(TAGS, max_age_s=60.0) == there.survey(TAGS), "but a process's plan starts from its own look"
+    (again,) = there.instances()
+    assert (again, again.id) == (seen.instances[0], starting.id)
+    verbs = [row["target"].rpartition("/")[2] for row in cloud.requests() if row["part"] == "oracle"][-3:]
+    assert verbs == ["instances", "bootVolumes", "publicIps"], "its tags tell the volume, and addresses are known"
+    memory.write_text("{half a file", encoding="utf-8")
+    broken = driver(cloud, clock, memory)
+    assert broken.last_survey(60.0) is None
+    assert broken.instances() == (again,)
+
+
+def test_a_left_over_volume_makes_attachments_asked_for(
+    cloud: OracleLab, oracle: OracleDriver, network: dict[str, CloudResource]
+) -> None:
+    """A volume with the tags of a VM that is another's now must not pass for its volume."""
+    oracle.launch(request(network, oracle), retry_token="t1")
+    old = running(oracle)
+    oracle.tag_boot_volume(str(old.boot_volume_id), TAGS)
+    cloud.compute.terminate_instance(old.id, preserve_boot_volume=True)
+    soon(oracle.instances, lambda seen: not seen, "the end of the VM")
+    oracle.launch(request(network, oracle, name="arm2"), retry_token="t2")
+    new = running(oracle)
+    assert new.boot_volume_id != old.boot_volume_id
+    seen = {r.id: r.detail["attached"] for r in oracle.survey(TAGS).resources if r.kind == "boot-volume"}
+    assert seen == {old.boot_volume_id: False, new.boot_volume_id: True}
+    assert oracle.survey(TAGS).instances[0].boot_volume_id == new.boot_volume_id
 
 
 def test_refusals_are_told_apart(cloud: OracleLab, oracle: OracleDriver, network: dict[str, CloudResource]) -> None:

@@ -363,8 +363,12 @@ def test_daemonset_is_on_every_node_it_tolerates_and_follows_taints(tmp_path: Pa
         await lab.until(lambda: homes() == ["arm-1", "arm-2"], "cordoned nodes too, tainted ones not")
         lab.store.patch("nodes", "amd-1", None, "", lambda n: n["spec"].pop("taints"))
         await lab.until(lambda: homes() == ["amd-1", "arm-1", "arm-2"], "everywhere")
-        status = lab.store.must_get("daemonsets", "agent", "default", "apps")["status"]
-        assert status["desiredNumberScheduled"] == status["numberReady"] == 3
+
+        def counted() -> bool:
+            status = lab.store.must_get("daemonsets", "agent", "default", "apps")["status"]
+            return bool(status["desiredNumberScheduled"] == status["numberReady"] == 3)
+
+        await lab.until(counted, "three of three in its status")
 
     run(body, tmp_path)
 

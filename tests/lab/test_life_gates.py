@@ -6,11 +6,14 @@ import json
 import time
 
 import nbformat
-from life import NODES, PARAMS, Life
+import oci
+from life import NODES, PARAMS, Done, Life, promptly
+
+from hybridlab.ledger import now_iso, who
 
 
-def plan_hash(life: Life) -> str:
-    done = life.hybridlab("plan", "provision", "--json")
+def plan_hash(life: Life, *words: str) -> str:
+    done = life.hybridlab("plan", "provision", "--json", *words)
     assert done.status == 0, done.said
     found: str = json.loads(done.out)["hash"]
     return found
@@ -27,7 +30,7 @@ def test_a_closed_gate_changes_nothing(life: Life) -> None:
     assert "0123456789ab: the plan is another one" in wrong.err
     assert life.mutating(since) == []
     assert life.launched() == []
-    assert {row.event for row in life.ledger()} <= {"planned", "failed"}
+    assert {row.event for row in life.ledger()} <= {"planned", "refused", "failed"}
     assert not [row for row in life.ledger() if row.step], "no step was begun"
     # the hash is the plan's: it is the same in another process, and after the failed attempts
     assert plan_hash(life) == wanted
@@ -39,6 +42,55 @@ def test_a_closed_gate_changes_nothing(life: Life) -> None:
         ("provision", wanted, f"--approve {wanted}")
     ]
     assert plan_hash(life) != wanted
+
+
+def terminate(life: Life, name: str) -> None:
+    """What somebody does in Oracle's console while nobody looks."""
+    compute, _ = life.oci(oci.core.ComputeClient)
+    (vm,) = (vm for vm in life.instances() if vm.display_name == name)
+    compute.terminate_instance(vm.id, preserve_boot_volume=False)
+    promptly(life.instances, lambda vms: name not in [vm.display_name for vm in vms], f"{name} to be gone")
+
+
+def refused(life: Life, done: Done, *, approved: str, now: str, since: str) -> None:
+    """The run ended at the gate, and the record says who tried, when, with which hash, and which one it would be."""
+    assert done.status == 3, done.said
+    assert f"approved was {approved}: the plan is another one" in done.err
+    assert f"--approve {now}" in done.err
+    assert "Traceback" not in done.said
+    row = [row for row in life.ledger() if row.event == "refused"][-1]
+    assert (row.stage, row.detail["given"], row.detail["hash"]) == ("provision", [approved], now)
+    assert row.detail["who"] == who()
+    assert since < row.time < now_iso()
+    run = life.last_run()
+    assert (run["run"], run["exit_code"], run["approvals"]) == (row.run, 3, [approved])
+    assert f"{run['user']} on {run['host']}" == who()
+
+
+def test_a_plan_that_changed_since_it_was_approved_is_refused(fresh: Life) -> None:
+    """Approved is exactly that plan: not one with another choice, nor the one that a changed world asks for."""
+    since, began = time.time(), now_iso()
+    approved = plan_hash(fresh)
+    other = ("--set", "nodes.arm-2.memory_gb=5")
+    closed = fresh.run("020", *other, approve=approved)
+    refused(fresh, closed, approved=approved, now=plan_hash(fresh, *other), since=began)
+    assert fresh.mutating(since) == []
+    assert fresh.run("020", approve=approved).status == 0, "the plan as it was approved"
+    terminate(fresh, "amd-1")
+    since, began, approved = time.time(), now_iso(), plan_hash(fresh)  # to launch amd-1 anew
+    terminate(fresh, "arm-2")
+    changed = plan_hash(fresh)
+    assert changed != approved
+    mine = len(fresh.mutating(since))
+    closed = fresh.run("020", approve=approved)
+    refused(fresh, closed, approved=approved, now=changed, since=began)
+    assert len(fresh.mutating(since)) == mine, "nothing was changed"
+    assert fresh.launched() == sorted(NODES)
+    assert fresh.run("020", approve=changed).status == 0
+    assert fresh.launched() == sorted([*NODES, "amd-1", "arm-2"])
+    approvals = [(row.detail["hash"], row.detail["who"]) for row in fresh.ledger() if row.event == "approved"]
+    assert approvals[-1] == (changed, who())
+    assert [hash_ for hash_, _ in approvals].count(approved) == 0, "what was refused never counted as approved"
 
 
 def test_plain_papermill(fresh: Life) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -60,7 +61,8 @@ def test_killed_at_every_turn_a_run_is_finished_by_the_next(fresh: Life) -> None
 
 def test_ctrl_c_is_told_and_the_next_run_goes_on(fresh: Life) -> None:
     fresh.fault("out-of-capacity", count=1000, match="VM.Standard.A1.Flex")  # so that there is something to interrupt
-    with fresh.running("020") as process:
+    soon = ("--set", "provision.capacity_pause_s=2")  # the next run waits for the try that this one planned
+    with fresh.running("020", *soon) as process:
         fresh.await_row("started", "launch:arm")
         second = fresh.run("020")
         told_in_one_message(second, "another run", f"process {process.pid}", "wait for it to end")
@@ -76,9 +78,39 @@ def test_ctrl_c_is_told_and_the_next_run_goes_on(fresh: Life) -> None:
     assert events["launch:arm-1"] == "interrupted"
     fresh.stop()
     fresh.start()  # a lab that starts anew has forgotten its faults
-    done = fresh.run("020")
+    done = fresh.run("020", *soon)
     assert done.status == 0, done.said
     assert fresh.launched() == WANTED
+
+
+LAUNCH = ("POST", "/20160918/instances")
+
+
+def launches(life: Life) -> list[float]:
+    """When Oracle was asked for a VM, by the lab's log."""
+    return [row["time"] for row in life.mutating(0) if (row["verb"], row["target"]) == LAUNCH]
+
+
+def test_a_killed_hunt_asks_no_earlier_than_it_had_planned(fresh: Life) -> None:
+    fresh.fault("out-of-capacity", count=1000, match="VM.Standard.A1.Flex")
+    paths = [fresh.state / "hunts" / f"{name}.json" for name in ("arm-1", "arm-2")]
+    pause = ("--set", "provision.capacity_pause_s=12")
+
+    def hunts() -> list[dict[str, Any]]:
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+
+    with fresh.running("020", *pause) as process:
+        fresh.await_row("done", "launch:amd-1")  # the micro there was
+        promptly(hunts, lambda seen: len(seen) == 2 and all(h["next_at"] for h in seen), "both hunts to rest")
+        kernels = children(process.pid)
+    promptly(lambda: [pid for pid in kernels if alive(pid)], lambda left: not left, "the kernel to end")
+    before, planned = launches(fresh), hunts()
+    assert len(before) == 1 + sum(len(hunt["attempts"]) for hunt in planned)
+    done = fresh.run("020", "--set", "provision.capacity_deadline_s=0", *pause)  # one round each
+    assert done.status == 5, done.said
+    later = launches(fresh)[len(before) :]
+    assert len(later) == 2 * len({a["availability_domain"] for a in planned[0]["attempts"]})
+    assert min(later) >= min(hunt["next_at"] for hunt in planned), "in another process, but no earlier than planned"
 
 
 def test_sigterm_before_anything_was_changed(fresh: Life) -> None:

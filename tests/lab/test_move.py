@@ -14,6 +14,8 @@ from life import PARAMS, Life
 from hybridlab.errors import CommandFailed, StepFailed
 from hybridlab.ledger import Row
 from hybridlab.models import HostAddress
+from hybridlab.stages.helperpod import remove_namespace
+from hybridlab.stages.nodes import node_hosts
 
 COMPOSE = """
 name: demo
@@ -136,8 +138,6 @@ def test_every_kind_of_source_arrives(demo: Life) -> None:
 def test_moving_and_moving_again_leaves_the_old_volumes_as_they_were(demo: Life) -> None:
     before = data_of(demo)
     demo.cluster().kube.delete("v1", "Namespace", "services")
-    from hybridlab.stages.helperpod import remove_namespace
-
     remove_namespace(demo.cluster(), "services")
     demo.make("migrate", sets=STORAGE)
     assert demo.cluster(*STORAGE).stage("migrate").plan().steps == ()
@@ -169,6 +169,19 @@ def test_cut_over_and_back(demo: Life) -> None:
     assert demo.cluster().kube.get("v1", "Service", "web-published", "services") is None
     assert data_of(demo) == before
     assert demo.cluster(*STORAGE, *BACK).stage("cut_over").plan().steps == ()
+
+
+def test_a_run_without_anybody_after_the_way_back_leaves_one_side_running(demo: Life) -> None:
+    stage = demo.make("migrate", sets=STORAGE)  # with everything approved, as a nightly run has it
+    assert up(demo) == set()
+    assert running(demo) == SERVICES
+    told = [f for f in stage.plan().findings if f.subject == "workloads"]
+    assert "back to the Docker host" in told[0].text
+    assert all(check.ok for check in stage.verify())
+    demo.make("cut_over", sets=STORAGE)
+    assert (up(demo), running(demo)) == (SERVICES, set())
+    demo.make("migrate", sets=STORAGE)
+    assert (up(demo), running(demo)) == (SERVICES, set())
 
 
 def test_only_what_changed_is_sent_after_the_stop(demo: Life) -> None:
@@ -221,6 +234,83 @@ def test_a_container_that_comes_back_by_itself_is_stopped_and_nothing_is_copied(
     assert [s.id for s in demo.cluster(*STORAGE).stage("cut_over").plan().steps] == ["stop:demo-web-1"]
     demo.make("cut_over", sets=STORAGE)
     assert running(demo) == set()
+
+
+# -- the tunnel --------------------------------------------------------------------------------------------------------
+TUNNEL = (*STORAGE, "cut_over.switch=tunnel")
+UNASKED = "cut_over.checks=[]"
+
+
+def test_without_a_connector_nothing_stops(demo: Life) -> None:
+    remove_namespace(demo.cluster(), "cloudflared")
+    with pytest.raises(StepFailed, match=r"no cloudflared is Ready(.|\n)*060-expose-services"):
+        demo.make("cut_over", sets=TUNNEL)
+    assert running(demo) == SERVICES
+
+
+def test_cut_over_to_the_tunnel_and_back(demo: Life) -> None:
+    demo.make("expose")
+    demo.make("cut_over", sets=TUNNEL)
+    assert (up(demo), running(demo)) == (SERVICES, set())
+    told = [r.detail for r in rows(demo, "done") if r.step == "switch:tunnel"][-1]
+    assert told["routes"] == ["http://web.services:80", "http://web.services:8080"], "no route leads to a database"
+    assert told["cloudflared"].startswith("cloudflared/")
+    assert demo.cluster(*TUNNEL).stage("cut_over").plan().steps == ()
+
+    back = (*TUNNEL, *BACK)
+    steps = [s.id for s in demo.cluster(*back).stage("cut_over").plan().steps]
+    assert steps[0] == "unswitch:tunnel"
+    demo.make("cut_over", sets=back)
+    assert (up(demo), running(demo)) == (set(), SERVICES)
+    assert demo.cluster(*back).stage("cut_over").plan().steps == ()
+
+
+def test_a_tunnel_that_reaches_nothing_takes_everything_back(demo: Life) -> None:
+    demo.make("expose")
+    before = data_of(demo)
+    demo.fault("unhealthy", count=2, match="services/web")
+    with pytest.raises(StepFailed, match=r"cloudflared reaches none of the services(.|\n)*rolled back"):
+        demo.make("cut_over", sets=(*TUNNEL, UNASKED))
+    assert (up(demo), running(demo)) == (set(), SERVICES)
+    assert data_of(demo) == before
+
+
+# -- what does not fit, and what goes away -----------------------------------------------------------------------------
+NODES = ("arm-1", "arm-2", "amd-1")
+
+
+def test_a_full_node_is_seen_before_anything_stops(demo: Life) -> None:
+    big = demo.lab_dir / "hosts" / "docker-1" / "var/lib/docker/volumes/demo_site/_data/film.mkv"
+    big.write_bytes(b"x" * (8 << 20))
+    cluster = demo.cluster()
+    hosts = [h.host for h in node_hosts(cluster).values()]
+    for name in NODES:
+        demo.fault("disk-full", match=f"{name} 1000000")
+    try:
+        with pytest.raises(StepFailed, match=r"node \S+ has no room .* bytes are to come into site.*(.|\n)*crictl"):
+            demo.make("cut_over", sets=STORAGE)
+        assert running(demo) == SERVICES
+    finally:
+        for host in hosts:
+            cluster.hosts.run(host, ["rm", "/var/log/filler"], sudo=True)
+    demo.make("cut_over", sets=STORAGE)
+    assert running(demo) == set()
+    big.unlink()
+
+
+def test_a_docker_host_that_goes_away_half_way_costs_nothing(demo: Life) -> None:
+    before = data_of(demo)
+    demo.fault("ssh-drop", match="docker-1 sudo -n python3 /opt/hybridlab/node_helper.py archive")
+    with pytest.raises(StepFailed, match=r"docker-host.*Connection lost"):
+        demo.make("cut_over", sets=STORAGE)
+    assert running(demo) == SERVICES, "it went before anything was stopped"
+    demo.fault("ssh-drop", match="docker-1 docker stop")
+    with pytest.raises(StepFailed, match="rolled back"):
+        demo.make("cut_over", sets=STORAGE)
+    assert (up(demo), running(demo)) == (set(), SERVICES)
+    assert data_of(demo) == before
+    demo.make("cut_over", sets=STORAGE)
+    assert (up(demo), running(demo)) == (SERVICES, set())
 
 
 # -- the lab's Docker host ---------------------------------------------------------------------------------------------

@@ -68,6 +68,10 @@ def test_cli_sees_launches_and_removes(lab: OracleLab) -> None:
     listed = data(lab, "compute", "instance", "list", *here)
     assert [(i["display-name"], i["lifecycle-state"]) for i in listed] == [("cli", "RUNNING")]
     assert [v["id"] for v in data(lab, "network", "vcn", "list", *here)] == [vcn]
+    (private,) = data(lab, "network", "private-ip", "list", "--subnet-id", subnet)
+    where = ("--scope", "AVAILABILITY_DOMAIN", "--availability-domain", domain, "--lifetime", "EPHEMERAL")
+    (public,) = data(lab, "network", "public-ip", "list", *here, *where)
+    assert (private["is-primary"], public["assigned-entity-id"]) == (True, private["id"])
     refused = run(lab, *words, "--shape", MICRO, "--image-id", images[0]["id"])
     assert refused.returncode == 1
     assert "is not valid for image" in refused.stderr

@@ -173,9 +173,27 @@ def test_addresses_are_listed(lab: OracleLab, net: Net) -> None:
     by_address = models.GetPublicIpByIpAddressDetails(ip_address=vnic.public_ip)
     assert lab.network.get_public_ip_by_ip_address(by_address).data.private_ip_id == private.id
     assert refused(lab.network.list_private_ips).status == 400
+    (listed,) = lab.network.list_private_ips(subnet_id=net.subnet.id).data
+    assert (listed.id, listed.is_primary, listed.vnic_id) == (private.id, True, vnic.id)
     lab.network.update_vnic(vnic.id, models.UpdateVnicDetails(nsg_ids=[net.group.id]))
     (member,) = lab.network.list_network_security_group_vnics(net.group.id).data
     assert (member.vnic_id, member.resource_id) == (vnic.id, instance.id)
+
+
+def test_ephemeral_public_addresses_are_listed_by_domain(lab: OracleLab, net: Net) -> None:
+    instance = lab.running(net.subnet.id)
+    vnic = lab.vnic_of(instance.id)
+    domain = instance.availability_domain
+    (private,) = lab.network.list_private_ips(subnet_id=net.subnet.id).data
+    listing = lab.network.list_public_ips
+    (public,) = listing("AVAILABILITY_DOMAIN", lab.tenancy, availability_domain=domain, lifetime="EPHEMERAL").data
+    assert (public.ip_address, public.assigned_entity_id) == (vnic.public_ip, private.id)
+    other = next(d for d in lab.domains() if d != domain)
+    assert listing("AVAILABILITY_DOMAIN", lab.tenancy, availability_domain=other).data == []
+    assert listing("REGION", lab.tenancy, lifetime="RESERVED").data == []
+    assert refused(listing, "AVAILABILITY_DOMAIN", lab.tenancy).status == 400  # the SDK's documentation: required
+    assert refused(listing, "REGION", lab.tenancy, availability_domain=domain).status == 400
+    assert refused(listing, "AVAILABILITY_DOMAIN", lab.tenancy, availability_domain="Lab1:NO-AD-1").status in (400, 404)
 
 
 # -- who may reach whom --------------------------------------------------------------------------------------------

@@ -32,7 +32,12 @@ BOTH = ["linux/amd64", "linux/arm64/v8"]
 IMAGES: dict[str, dict[str, Any]] = {
     "docker.io/library/attested:1": {"platforms": BOTH, "index": True, "docker": False, "attestations": True},
     "docker.io/library/plain:1": {"platforms": BOTH, "index": True, "docker": False, "attestations": False},
-    "docker.io/library/list:1": {"platforms": BOTH, "index": True, "docker": True},
+    "docker.io/library/list:1": {
+        "platforms": BOTH,
+        "index": True,
+        "docker": True,
+        "config": {"Healthcheck": ["CMD", "/check"]},
+    },
     "docker.io/library/single:1": {
         "platforms": ["linux/amd64"],
         "index": False,
@@ -311,6 +316,7 @@ def test_config_is_as_builders_write_it(tmp_path: Path) -> None:
         assert config["config"]["ExposedPorts"] == {"80/tcp": {}}
         assert config["config"]["User"] == "1000"
         assert not {"Volumes", "Healthcheck"} & set(config["config"])
+        assert part.config("list:1", "linux/amd64")["config"]["Healthcheck"] == {"Test": ["CMD", "/check"]}
         assert part.config("plain:1", "linux/arm64")["architecture"] == "arm64"
         for image, platform in (("single:1", "linux/arm64"), ("nobody/has:this", "linux/amd64")):
             with pytest.raises(KeyError):

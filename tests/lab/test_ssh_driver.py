@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 from hosts_lab import LabHosts, eventually, lab_hosts
 
 from hybridlab.drivers.ssh import SshHosts
-from hybridlab.errors import AuthFailed, BadInput, CommandFailed, DeadlineExceeded, Unreachable
+from hybridlab.errors import AuthFailed, BadInput, CommandFailed, DeadlineExceeded, Interrupted, Unreachable
 from hybridlab.models import CommandResult, HostAddress
 
 
@@ -213,3 +214,64 @@ def test_a_file_upload_streams_from_disk(host: HostAddress, driver: SshHosts, tm
     assert driver.run(host, ["stat", "-c", "%s %a", "/tmp/big"]).stdout == "9000000 755\n"
     with pytest.raises(BadInput):
         driver.put(host, tmp_path / "missing", "/tmp/other")
+
+
+def test_ctrl_c_ends_what_other_threads_wait_for_and_lets_them_clean_up(host: HostAddress, driver: SshHosts) -> None:
+    driver.put(host, _helper(), "/tmp/node_helper.py")
+    long = ["python3", "/tmp/node_helper.py", "listen", "--tcp", "7000", "--seconds", "60"]
+    said: list[str] = []
+
+    def work() -> None:
+        try:
+            driver.run(host, long, timeout_s=120)
+        except Interrupted as error:
+            said.append(error.why)
+            said.append(driver.run(host, ["echo", "cleaned up"]).stdout)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    eventually(lambda: ":7000" in driver.run(host, ["ss", "-ltnH"]).stdout)
+    begun = time.monotonic()
+    driver.interrupt()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert time.monotonic() - begun < 20, "a minute was left"
+    assert said == ["whether it took effect is unknown", "cleaned up\n"]
+    assert driver.run(host, ["echo", "on"]).stdout == "on\n", "who said so goes on"
+
+
+def test_a_thread_between_two_commands_does_not_begin_the_next(host: HostAddress, driver: SshHosts) -> None:
+    between, gate, said = threading.Event(), threading.Event(), list[str]()
+
+    def work() -> None:
+        driver.run(host, ["true"])
+        between.set()
+        gate.wait(20)
+        try:
+            driver.run(host, ["tee", "/tmp/too-late"], stdin=b"x")
+        except Interrupted as error:
+            said.append(error.why)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert between.wait(20)
+    driver.interrupt()
+    gate.set()
+    thread.join(20)
+    assert said == ["nothing was done"]
+    assert driver.run(host, ["test", "-e", "/tmp/too-late"], check=False).exit_status == 1
+
+
+def test_each_host_has_its_own_key(lab: LabHosts, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    key.write_private_key(other)
+    theirs = {"id": "ocid1.instance.arm-2", "private_ip": "10.0.0.12", "public_ip": "203.0.113.12"}
+    first = lab.power_on(lab.machine())
+    second = lab.power_on(lab.machine("arm-2", authorized_keys=(key.export_public_key().decode(),), **theirs))
+    with lab.driver(key=lambda host: other if host.name == "arm-2" else lab.key) as driver:
+        for host in (first, second):
+            driver.wait_for_ssh(host, 20)
+            assert driver.run(host, ["hostname"]).stdout == f"{host.name}\n"
+    with lab.driver(key=lambda host: lab.key) as driver, pytest.raises(AuthFailed, match=r"nodes\[\]\.key_file"):
+        driver.run(second, ["true"])

@@ -27,6 +27,7 @@ class Home:
     source: Path
     version: str
     settings: dict[str, Any] = field(default_factory=dict)
+    nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what a node has otherwise, by name
 
     @property
     def params_file(self) -> Path:
@@ -37,11 +38,13 @@ class Home:
             {
                 "name": machine.name,
                 "role": "agent" if number else "server",
-                "arch": "amd64",
+                # the agents' is found by looking
+                **({} if number else {"arch": "amd64"}),
                 "ocpus": 1,
                 # the last of several counts as small: it gets swap and a taint
                 "memory_gb": 1 if number and number == len(self.machines) - 1 else 4,
                 "address": machine.address,
+                **self.nodes.get(machine.name, {}),
             }
             for number, machine in enumerate(self.machines)
         ]

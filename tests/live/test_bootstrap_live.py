@@ -12,7 +12,7 @@ from k3s_release import NEWER, real_source, release, write_standin
 from machines import BOOT_DEADLINE_S, LiveMachines, until
 
 from hybridlab.drivers.ssh import SshHosts
-from hybridlab.errors import BadInput, HybridlabError
+from hybridlab.errors import BadInput, HybridlabError, StepFailed
 
 RULES = "/etc/iptables/rules.v4"
 REJECTS = [
@@ -147,6 +147,66 @@ def test_a_reboot_keeps_everything(built: Lab) -> None:
     assert built.home.run("bootstrap").plan().steps == ()
 
 
+REBOOT = {"bootstrap.prove_reboot": True}
+
+
+def test_a_reboot_on_request_is_done_once_and_proved(built: Lab) -> None:
+    boots = [h.boot_id() for h in built.hosts]
+    plan = built.home.plan("bootstrap", **REBOOT)
+    assert [s.id for s in plan.steps if s.action == "reboot"] == ["reboot:amd-2", "reboot:amd-3", "reboot:amd-1"]
+    run = built.home.run("bootstrap", **REBOOT)
+    after = [h.boot_id() for h in built.hosts]
+    assert not set(after) & set(boots)
+    checks = {c.name: c for c in run.verify()}
+    assert all(checks[f"reboot {h.machine.name}"].ok for h in built.hosts)
+    rows = [r for r in built.home.ledger() if r["step"].startswith("reboot:") and r["event"] == "done"]
+    assert [(r["detail"]["before"], r["detail"]["boot"]) for r in rows] == [
+        (boots[n].strip(), after[n].strip()) for n in (1, 2, 0)
+    ]
+    assert built.home.run("bootstrap", **REBOOT).plan().steps == ()
+    assert [h.boot_id() for h in built.hosts] == after
+
+
+def test_a_request_that_broke_off_after_the_reboot_is_only_proved(built: Lab) -> None:
+    """As a run leaves it that was killed while the machine was away: asked for in the boot before this one."""
+    cluster = built.home.open(**REBOOT)
+    if cluster.evidence.load("reboots") is None:
+        built.home.run("bootstrap", **REBOOT)
+    kept = cluster.evidence.load("reboots")
+    assert kept is not None
+    nodes = {name: dict(request) for name, request in kept.data["nodes"].items()}
+    nodes["amd-2"] |= {"proved_boot": "", "proved": ""}
+    cluster.evidence.save("reboots", {"nodes": nodes}, inputs={})
+    boot = built.hosts[1].boot_id()
+    plan = built.home.plan("bootstrap", **REBOOT)
+    assert [s.target for s in plan.steps if s.action == "reboot"] == ["amd-2"]
+    assert "what came back is not proved yet" in plan.steps[1].why
+    built.home.run("bootstrap", **REBOOT)
+    assert built.home.plan("bootstrap", **REBOOT).steps == ()
+    row = next(r for r in reversed(built.home.ledger()) if r["step"] == "reboot:amd-2" and r["event"] == "done")
+    assert row["detail"]["rebooted_before"] is True
+    assert built.hosts[1].boot_id() == boot
+
+
+def test_a_rule_that_comes_back_with_the_reboot_is_named(built: Lab) -> None:
+    host = built.hosts[2]
+    saved = host.out("cat", RULES)
+    cluster = built.home.open(**REBOOT)
+    cluster.evidence.drop("reboots")
+    run = cluster.stage("bootstrap")
+    run.plan()
+    spoiled = saved.replace("COMMIT", REJECTS[0] + "\nCOMMIT", 1)
+    host.driver.put(host.machine.host, spoiled.encode(), RULES, mode=0o640, sudo=True)
+    with pytest.raises(StepFailed) as caught:
+        run.apply()
+    assert "not everything survived the reboot of amd-3" in str(caught.value)
+    assert f"live: {REJECTS[0]}" in str(caught.value)
+    assert "run 030 again" in caught.value.next_move
+    built.home.run("bootstrap", **REBOOT)
+    assert host.out("cat", RULES) == saved
+    assert [n.schedulable for n in built.home.open().kube.nodes()] == [True] * 3
+
+
 def _boot_id(host: Machine) -> str:
     try:
         return host.boot_id()
@@ -186,8 +246,9 @@ def test_another_firewall_is_found_and_left_alone(built: Lab, name: str) -> None
         host.out("systemctl", "start", name)
         plan = built.home.plan("bootstrap")
         assert plan.steps == ()
-        assert [(f.level, f.subject) for f in plan.findings] == [("warning", "amd-2")]
-        assert f"{name} is active" in plan.findings[0].text
+        warned = [f for f in plan.findings if f.level == "warning"]
+        assert [f.subject for f in warned] == ["amd-2"]
+        assert f"{name} is active" in warned[0].text
     finally:
         host.out("systemctl", "stop", name)
         host.out("rm", f"/run/systemd/system/{name}.service")

@@ -12,6 +12,7 @@ import pytest
 from byo import Home, Machine
 from k3s_release import release
 from machines import BOOT_DEADLINE_S, LiveMachine, LiveMachines
+from mirror import mirror
 
 from hybridlab.drivers.ssh import SshHosts
 from hybridlab.errors import AuthFailed, BadInput, HybridlabError, StepFailed, Unreachable
@@ -154,6 +155,76 @@ def test_a_file_of_the_release_is_missing(home: Home, tmp_path: Path) -> None:
     with pytest.raises(StepFailed) as caught:
         home.run("bootstrap", **{"bootstrap.k3s_source": str(part)})
     assert "install.sh" in str(caught.value)
+
+
+@pytest.fixture
+def web(home: Home, rig: LiveMachines) -> Iterator[tuple[str, Path]]:
+    """The release on a web server that the machine reaches: the source's URL, and the folder of the version."""
+    root = home.folder / "mirror"
+    made = shutil.copytree(home.source, root / home.version)
+    with mirror(root, rig.address(1)) as url:
+        yield url, made
+
+
+def test_k3s_from_a_web_server(home: Home, solo: Machine, web: tuple[str, Path]) -> None:
+    source = {"bootstrap.k3s_source": web[0]}
+    home.run("bootstrap", **source)
+    assert solo.out("systemctl", "is-active", "k3s") == "active\n"
+    assert home.plan("bootstrap", **source).steps == ()
+
+
+def _install_fails(home: Home, solo: Machine, source: str) -> str:
+    with pytest.raises(StepFailed) as caught:
+        home.run("bootstrap", **{"bootstrap.k3s_source": source})
+    assert caught.value.next_move
+    assert not solo.is_there("/usr/local/bin/k3s")
+    assert [r["event"] for r in home.ledger() if r["step"] == "install:solo"][-2:] == ["started", "failed"]
+    return str(caught.value)
+
+
+def test_a_web_server_that_gives_out_something_else_or_nothing(
+    home: Home, solo: Machine, web: tuple[str, Path], rig: LiveMachines
+) -> None:
+    url, folder = web
+    with (folder / "k3s").open("ab") as file:
+        file.write(b"\n")
+    assert "does not have the release's checksum" in _install_fails(home, solo, url)
+    (folder / "k3s").unlink()
+    said = _install_fails(home, solo, url)
+    assert "the K3s source has no such file" in said
+    assert "bootstrap.k3s_version" in said
+    assert "reaches nobody at the K3s source" in _install_fails(home, solo, f"http://{rig.address(1)}:9/k3s")
+    said = _install_fails(home, solo, "http://mirror.invalid/k3s")
+    assert "does not know the K3s source by name" in said
+    assert "a folder as bootstrap.k3s_source" in said
+
+
+def test_a_download_that_fills_the_disk(home: Home, solo: Machine, web: tuple[str, Path]) -> None:
+    url, folder = web
+    with (folder / "k3s").open("ab") as file:
+        file.truncate(32 << 20)
+    free = int(solo.out("df", "--output=avail", "-B1", "/").split()[1])
+    solo.out("fallocate", "-l", str(free - (4 << 20)), "/filler")
+    try:
+        said = _install_fails(home, solo, url)
+        assert "the host could not write the download: its disk is full" in said
+        assert "free space on the host" in said
+    finally:
+        solo.out("rm", "-f", "/filler")
+
+
+def test_a_name_that_nobody_knows(home: Home, solo: Machine) -> None:
+    said = refused(home, BadInput, **{"nodes.solo.address": "solo.invalid"})
+    assert "the host's name is not known here" in said
+    assert "solo.invalid" in said
+    assert "nodes[].address" in said
+    assert untouched(solo)
+
+
+def test_k3s_with_other_settings_is_told_before_it_is_changed(home: Home, solo: Machine) -> None:
+    home.run("bootstrap")
+    plan = home.plan("bootstrap", **{"bootstrap.traefik": True})
+    assert [(s.id, s.why) for s in plan.steps] == [("configure:solo", "settings differ: disable")]
 
 
 def test_disk_full_then_room_again(home: Home, solo: Machine) -> None:

@@ -29,6 +29,7 @@ from hybridlab.models import (
     NodeInfo,
     SecurityRule,
     ShapeInfo,
+    Survey,
 )
 from hybridlab.params import Params, check_params, set_path
 
@@ -133,6 +134,7 @@ class FakeOracle:
         self.answers: list[BaseException | Callable[[LaunchRequest], None]] = []
         self.launches: list[tuple[LaunchRequest, str]] = []
         self.calls: list[tuple[Any, ...]] = []
+        self.surveys: list[float] = []  # how old each might have been
         self.boot_state = "RUNNING"
         self.refusals: dict[str, list[BaseException]] = {}
 
@@ -149,7 +151,15 @@ class FakeOracle:
     def newest_image(self, shape: str, arch: Arch, *, os: str, version: str) -> CloudImage:
         return CloudImage(f"image-{arch}", f"{os}-{version}-{arch}", "2026-01-01")
 
-    def instances(self) -> tuple[CloudInstance, ...]:
+    def survey(self, tags: Mapping[str, str], *, max_age_s: float = 0.0) -> Survey:
+        self.surveys.append(max_age_s)
+        groups = [t.id for t in self.things if t.kind == "nsg" and tags.items() <= t.tags.items()]
+        return Survey(tuple(self.vms), tuple(self.things), {g: self.rules(g) for g in groups}, 0.0)
+
+    def last_survey(self, max_age_s: float) -> Survey | None:
+        return None
+
+    def instances(self, *, max_age_s: float = 0.0) -> tuple[CloudInstance, ...]:
         return tuple(self.vms)
 
     def resources(self) -> tuple[CloudResource, ...]:
@@ -401,6 +411,7 @@ class PodKube(FakeKube):
         super().__init__(*objects)
         self.inside = inside
         self.where: Callable[[dict[str, Any]], str] = lambda pod: "arm-1"
+        self.room: dict[str, int] = {"free": 50 * GI}
 
     def apply(self, obj: Mapping[str, Any], *, dry_run: bool = False, force: bool = True) -> dict[str, Any]:
         made = super().apply(obj)
@@ -420,6 +431,8 @@ class PodKube(FakeKube):
         self, namespace: str, pod: str, argv: Sequence[str], *, stdin: Iterator[bytes] | None = None, **_: Any
     ) -> ExecResult:
         assert ("Pod", namespace, pod) in self.objects, f"pod {pod} is not there"
+        if argv[2] == "room":
+            return ExecResult(0, json.dumps({"device": 1, "total": 100 * GI, "held": 0, **self.room}).encode(), "")
         return ExecResult(0, self.inside(pod, tuple(argv[2:]), b"".join(stdin or ())).encode(), "")
 
 
@@ -533,6 +546,7 @@ class FakeContext:
         self.registry: Any = None
         self.s3: Any = FakeS3()
         self.notes: dict[str, Any] = {}
+        self.max_age_s = 0.0
         self._kube = kube
         self.refreshed = 0
 
@@ -545,6 +559,11 @@ class FakeContext:
     @property
     def kube_or_none(self) -> Any:
         return self._kube
+
+    def interrupt(self) -> None:
+        interrupt = getattr(self.clock, "interrupt", None)
+        if interrupt is not None:  # the real clock's
+            interrupt()
 
     def refresh(self) -> None:
         self.refreshed += 1

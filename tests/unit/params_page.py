@@ -1,4 +1,7 @@
-"""docs/params.md, made from the schema: ``python tests/unit/params_page.py`` writes it, test_docs.py compares."""
+"""docs/params.md and params/params.schema.json, made from the schema: ``python tests/unit/params_page.py`` writes both.
+
+test_docs.py and test_params_files.py compare.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from hybridlab.params import FieldInfo, Params, fields_of
+from hybridlab.runner.params_command import schema_text
 from hybridlab.sections import Node
 
 PAGE = Path(__file__).parents[2] / "docs" / "params.md"
+SCHEMA = Path(__file__).parents[2] / "params" / "params.schema.json"
 HEAD = """\
 # Params: every choice, in one file
 
@@ -33,7 +38,7 @@ Rules:
 - An unknown key, a wrong type or a value out of range is refused before anything is touched (exit status 2), with the
   nearest valid name.
 - A relative path starts from the params file's folder.
-- Only `cluster`, `site` and `nodes` (with `name` and `arch` for each) are required.
+- Only `cluster`, `site` and `nodes` (with `name` and, but for site `byo`, `arch` for each) are required.
 - No secret belongs in this file. It holds where a secret lies: a file, or the name of an environment variable.
 - Exactly one node has `role: server`. Names of nodes are unique. On site `byo` every node needs an `address`.
 - The VCN must not overlap 10.42.0.0/16 or 10.43.0.0/16: K3s uses them for pods and Services.
@@ -49,7 +54,9 @@ A value is read as YAML. A list item that has a name is addressed by it. In a ru
 flat names of its own section; `None` leaves the file's value. In JupyterLab the form changes this session only;
 *Save* writes the file back with its comments and shows the difference.
 
-For completion in an editor: `hybridlab params-schema > params.schema.json` prints JSON Schema, ranges included.
+Editors with a YAML language server (VS Code's YAML extension, JupyterLab with jupyterlab-lsp, Neovim, Emacs, Helix)
+complete and check these files: the first line of each names `params/params.schema.json`, which lies beside them. Keep
+that line in a copy. Elsewhere `hybridlab params-schema -o FILE` writes the schema, ranges included.
 """
 
 
@@ -86,3 +93,4 @@ def _default(field: FieldInfo) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    SCHEMA.write_text(schema_text(), encoding="utf-8")

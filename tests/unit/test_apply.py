@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from hybridlab.errors import (
 from hybridlab.models import Finding
 from hybridlab.plan import Plan, Step
 from hybridlab.stages.base import StepOutcome, apply
+from hybridlab.wait import SystemClock, wait_until
 
 
 def step(name: str, action: str = "ok", batch: str = "") -> Step:
@@ -188,6 +192,52 @@ def test_ctrl_c(ctx: FakeContext) -> None:
     assert (ctx.ledger.rows()[-1].target, ctx.ledger.rows()[-1].effect) == ("target a", "create")
     assert caught.value.exit_code == 6
     assert actions.ran == ["a"]
+
+
+def test_ctrl_c_ends_steps_that_run_in_parallel_and_each_row_is_true(ctx: FakeContext) -> None:
+    """One is done before, eight wait for long, one may never begin: the pool has eight places."""
+    ctx.clock = SystemClock()  # type: ignore[assignment]
+    waiting = threading.Barrier(9)
+
+    def quick(c: Any, s: Step) -> Mapping[str, Any]:
+        return {}
+
+    def slow(c: Any, s: Step) -> Mapping[str, Any]:
+        waiting.wait(20)
+        wait_until(lambda: False, bool, what="the end of the world", deadline_s=45, clock=c.clock)
+        return {}
+
+    def stop() -> None:
+        waiting.wait(20)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    steps = [
+        step("done", "quick", "b"),
+        *(step(f"slow-{n}", "slow", "b") for n in range(8)),
+        step("last", "quick", "b"),
+    ]
+    threading.Thread(target=stop, daemon=True).start()
+    begun = time.monotonic()
+    with pytest.raises(Interrupted):
+        apply(ctx, plan(*steps), {"quick": quick, "slow": slow})
+    assert time.monotonic() - begun < 30, "most of the wait was left"
+    last = {row.step: row.event for row in ctx.ledger.rows()}
+    assert last.pop("done") == "done"
+    last.pop("last", None)  # began or not: where it did, it was quick
+    assert last == {f"slow-{n}": "interrupted" for n in range(8)}
+    assert set(ctx.ledger.open_steps("stage")) == set(last)
+    assert sum(row.event == "interrupted" for row in ctx.ledger.rows()) == 8, "one row each"
+
+
+def test_what_begins_after_ctrl_c_is_not_interrupted(ctx: FakeContext) -> None:
+    clock = SystemClock()
+    clock.interrupt()
+    ended: list[str] = []
+    thread = threading.Thread(target=lambda: (clock.sleep(0.01), ended.append("slept")))  # type: ignore[func-returns-value]
+    thread.start()
+    thread.join(10)
+    clock.sleep(0.01)
+    assert ended == ["slept"]
 
 
 def test_a_plan_with_a_refusal_is_not_applied(ctx: FakeContext) -> None:

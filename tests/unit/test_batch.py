@@ -76,7 +76,7 @@ def test_a_whole_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| 030-bootstrap-k3s | done |" in (root / "summary.md").read_text()
     assert "| 2 | 0 | 1 | 1 of 1 |" in (root / "summary.md").read_text()
     assert (folder / "report" / "index.html").exists()
-    assert not list(folder.glob(".spare*"))
+    assert not list(folder.glob(".*")), "the room for last words was given back"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,16 @@ def test_kernels_end_with_the_run(root: Path) -> None:
     pid = int(texts(result.folder / "010-plan-cluster.ipynb")[-1])
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux shows them")
+def test_runs_leave_no_open_files_behind(root: Path) -> None:
+    runbook(root, "010-plan-cluster", "1")
+    run(root)  # what is opened once for good
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(2):
+        run(root)
+    assert len(list(Path("/proc/self/fd").iterdir())) - before < 6
 
 
 # -- bad input: found before anything starts ---------------------------------------------------------------------------

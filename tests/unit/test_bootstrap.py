@@ -742,6 +742,18 @@ def test_one_closed_port_is_not_hidden_by_an_open_one(tmp_path: Path) -> None:
     }
 
 
+def test_a_path_without_an_answer_is_not_open_and_a_broken_answer_is_told(tmp_path: Path) -> None:
+    from hybridlab.stages.bootstrap.matrix import connectivity
+    from hybridlab.stages.nodes import node_hosts
+
+    said = "[]"
+    ctx = built(tmp_path, lambda name, argv: (0, said) if "probe" in argv else healthy(name, argv))
+    assert set(connectivity(ctx, node_hosts(ctx)).values()) == {"6443/tcp not asked", "10250/tcp not asked"}
+    said = "Traceback"
+    with pytest.raises(Refused, match="the probe's answer can't be read"):
+        connectivity(ctx, node_hosts(ctx))
+
+
 # -- K3s brought onto hosts --------------------------------------------------------------------------------------------
 KUBECONFIG = {
     "clusters": [{"name": "default", "cluster": {"server": "https://127.0.0.1:6443"}}],

@@ -125,7 +125,7 @@ def test_every_parameter_is_listed(root: Path) -> None:
     rows = json.loads(hybridlab(root, "params", "--json").stdout)
     found = {row["path"]: row for row in rows}
     assert found["storage.engine"]["choices"][0] == "jiva"
-    assert found["nodes.NAME.arch"]["required"]
+    assert found["nodes.NAME.name"]["required"]
     listed = hybridlab(root, "params", "storage")
     assert "storage.replicas" in listed.stdout
     assert "backup.bucket" not in listed.stdout

@@ -273,7 +273,7 @@ def test_an_empty_plan_needs_no_approval(root: Path) -> None:
 
 def test_a_refusal_is_bad_input_even_when_approved(root: Path) -> None:
     run, toy = opened(root, stage=Toy(findings=(Finding("refusal", "replicas 2", "no", "take 3"),)), approvals=["all"])
-    with pytest.raises(BadInput, match="storage: no") as caught:
+    with pytest.raises(BadInput, match="storage can't be applied: no") as caught:
         run.gate()
     assert (caught.value.where, caught.value.next_move) == ("replicas 2", "take 3")
     with pytest.raises(BadInput):

@@ -16,11 +16,12 @@ from hybridlab.plan import Plan
 from hybridlab.runner.preflight import find_runbooks
 from hybridlab.stages import cut_over
 from hybridlab.stages.cut_over import Seen
-from hybridlab.stages.cut_over.actions import is_up, mark_of
+from hybridlab.stages.cut_over.actions import is_up
 from hybridlab.stages.cut_over.order import start_order
 from hybridlab.stages.cut_over.ports import published
 from hybridlab.stages.migrate.dockerside import Container
 from hybridlab.stages.migrate.project import Move
+from hybridlab.stages.migrate.side import mark_of
 
 BOTH = ("linux/amd64", "linux/arm64")
 TEXT = """
@@ -174,6 +175,35 @@ def test_ports_that_others_could_reach_are_published() -> None:
     assert all(len(p["name"]) <= 15 for p in service["spec"]["ports"])
     assert ids(plan(replace(AFTER, switched=frozenset({"app-published"})), **{"cut_over.switch": "ports"})) == []
     assert set(published(MOVE)) == {"app"}
+
+
+def test_of_two_services_with_one_port_the_first_gets_it_and_it_is_said() -> None:
+    text = """
+services:
+  a: {image: "app:1", ports: [{target: 80, published: "80", host_ip: 192.168.1.10}]}
+  b: {image: "app:1", ports: [{target: 81, published: "80", host_ip: 192.168.1.11}, {target: 90, published: "90"}]}
+"""
+    read = project(text)
+    both = Move(read, IMAGES, convert(read, IMAGES, NODES, Options(namespace="services")))
+    made = plan(replace(AFTER, move=both, there=(), up=frozenset({"a", "b"})), **{"cut_over.switch": "ports"})
+    ports = {s.id: [p["port"] for p in s.args["object"]["spec"]["ports"]] for s in made.steps}
+    assert ports == {"switch:a": [80], "switch:b": [90]}
+    told = [(f.level, f.text) for f in made.findings if f.subject == "port 80/tcp"]
+    assert told == [("warning", "a and b publish it: a gets it, a node has it once")]
+
+
+TUNNEL = {"cut_over.switch": "tunnel"}
+
+
+def test_the_tunnel_is_switched_once_and_given_back() -> None:
+    assert ids(plan(BEFORE, **TUNNEL))[-2:] == ["switch:tunnel", "finish"]
+    assert ids(plan(AFTER, **TUNNEL)) == ["switch:tunnel"], "the params asked for it later"
+    there = replace(AFTER, tunnel=True)
+    assert ids(plan(there, **TUNNEL)) == []
+    back = plan(there, **TUNNEL, **{"cut_over.direction": "back"})
+    assert ids(back)[0] == "unswitch:tunnel"
+    assert "Cloudflare" in back.steps[0].why
+    assert all(s.action in cut_over.ACTIONS for s in back.steps)
 
 
 def test_nothing_to_cut_over() -> None:

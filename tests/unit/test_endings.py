@@ -16,6 +16,7 @@ from hybridlab.cluster import Cluster
 from hybridlab.ledger import Ledger
 from hybridlab.params import read_params
 from hybridlab.runner.batch import RunResult, run_batch
+from hybridlab.runner.cell_rows import ended_cells
 from hybridlab.runner.outcome import load_record
 
 SECRET = "tr0ub4dor-and-3"
@@ -65,6 +66,8 @@ def test_a_disk_that_is_really_full(small_disk: Path, monkeypatch: pytest.Monkey
     assert found[:4] == ["done"] * 4
     assert found[4] in ("not run", "done")
     assert texts(notebook)[2] == "before\n", "the outputs so far are saved"
+    ended = ended_cells(Ledger(root / "state/toybox/ledger.jsonl", run="").cells(run=record.run), "010-plan-cluster")
+    assert list(ended.values()) == found, "the ledger says the same of each cell"
     (root / "filler").unlink()
     runbook(root, "010-plan-cluster", "print('again')")
     assert run(root, "010-plan-cluster")[0].exit_code == 0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from toy_runbooks import notebook, read, states, texts
 
-from hybridlab.runner.record import OUTPUT_LIMIT, Record
+from hybridlab.runner.in_kernel import send_in_pieces
+from hybridlab.runner.record import DISPLAY_LIMIT, OUTPUT_LIMIT, Record
 from hybridlab.runner.redact import Redactor
 
 
@@ -121,6 +123,39 @@ def test_a_flood_of_output_is_cut_and_the_notebook_says_so(tmp_path: Path) -> No
     assert OUTPUT_LIMIT <= len(flood) < OUTPUT_LIMIT + 200
     assert "characters of output were dropped" in flood
     assert texts(out)[1] == "after\n"
+
+
+def test_figures_tables_and_tracebacks_are_limited_too(tmp_path: Path) -> None:
+    tables = "from IPython.display import HTML, display\nfor _ in range(9):\n    display(HTML('x' * 2_000_000))"
+    source = notebook(tmp_path / "n.ipynb", tables, "raise ValueError('y' * 20_000_000)")
+    with pytest.raises(papermill.exceptions.PapermillExecutionError):
+        execute(source)
+    out = source.with_name("out.ipynb")
+    assert states(out) == ["done", "failed"]
+    shown, failed = (c.outputs for c in read(out).cells if c.cell_type == "code")
+    kept = [o for o in shown if o.output_type == "display_data"]
+    assert 0 < len(kept) < 9
+    assert all(o.data["text/html"] == "x" * 2_000_000 for o in kept), "whole or not at all"
+    assert "characters of output were dropped" in shown[-1].text
+    error = next(o for o in failed if o.output_type == "error")
+    assert error.ename == "ValueError"
+    assert error.evalue.startswith("yyy")
+    assert out.stat().st_size < DISPLAY_LIMIT + 1_000_000, "nor is it in the metadata"
+
+
+def test_a_kernel_sends_a_flood_in_pieces() -> None:
+    class Stream:
+        def _flush_buffers(self) -> Iterator[tuple[str, str]]:
+            yield from [("first", "abcdefg"), ("second", "hij"), ("third", "")]
+
+    stream = Stream()
+    send_in_pieces(stream, piece=3)
+    assert list(stream._flush_buffers()) == [
+        ("first", "abc"),
+        ("first", "def"),
+        ("first", "g"),
+        ("second", "hij"),
+    ]
 
 
 def test_a_secret_born_in_the_cell_never_reaches_the_file(tmp_path: Path) -> None:

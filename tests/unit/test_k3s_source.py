@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from fakes import FakeContext, FakeHosts, make_params
 
-from hybridlab.errors import BadInput, Refused, Unreachable
-from hybridlab.models import HostAddress
+from hybridlab.errors import BadInput, CommandFailed, HybridlabError, NotFound, Refused, Unreachable
+from hybridlab.models import CommandResult, HostAddress
 from hybridlab.sites import channel_version, is_version
 from hybridlab.stages.bootstrap import k3s
+from hybridlab.stages.bootstrap.download import download
 from hybridlab.stages.nodes import NodeHost
 
 VERSION = "v1.34.2+k3s1"
@@ -116,3 +117,32 @@ def test_spoiled_images_install_nothing(tmp_path: Path) -> None:
 
 def test_a_mirror_serves_images_when_asked_for(tmp_path: Path) -> None:
     assert k3s.images_in("https://mirror.example/k3s") == ()
+
+
+# -- a host that fetches it itself -------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("status", "said", "kind", "what", "move"),
+    [
+        (22, "curl: (22) The requested URL returned error: 404", NotFound, "has no such file", "bootstrap.k3s_version"),
+        (22, "curl: (22) The requested URL returned error: 503", CommandFailed, "refused a file", "run it again later"),
+        (6, "curl: (6) Could not resolve host: mirror", CommandFailed, "by name", "check DNS on the host"),
+        (7, "curl: (7) Failed to connect", CommandFailed, "reaches nobody", "a folder as bootstrap.k3s_source"),
+        (23, "curl: (23) Failure writing output", CommandFailed, "disk is full", "free space on the host"),
+        (28, "curl: (28) Operation timed out", CommandFailed, "took too long", "run it again"),
+        (60, "curl: (60) SSL certificate problem", CommandFailed, "does not trust", "ca-certificates"),
+        (127, "sudo: curl: command not found", CommandFailed, "no curl", "apt-get install curl"),
+        (99, "curl: (99) something new", CommandFailed, "curl failed", "a folder as bootstrap.k3s_source"),
+    ],
+)
+def test_what_curl_says_is_told_with_a_next_move(
+    tmp_path: Path, status: int, said: str, kind: type[HybridlabError], what: str, move: str
+) -> None:
+    hosts = FakeHosts()
+    hosts.run = lambda *_, **options: CommandResult(status, "", said)  # type: ignore[method-assign]
+    url = "https://mirror.example/k3s/v1.34.2%2Bk3s1/k3s-arm64"
+    with pytest.raises(kind) as caught:
+        download(FakeContext(tmp_path, hosts=hosts), HostAddress("arm-1", "198.51.100.1"), url, "/opt/x")
+    assert what in caught.value.what
+    assert move in caught.value.next_move
+    assert said in caught.value.why
+    assert caught.value.where == f"arm-1: {url}"

@@ -12,9 +12,10 @@ from compose_kit import NODES, image, project
 from fakes import GI, FakeContext, FakeHosts, FakeKube, PodKube, digest_lines, make_params, node
 
 from hybridlab.compose import ClaimSource, Options, convert
-from hybridlab.errors import BadInput, DeadlineExceeded, NotFound, Refused
+from hybridlab.errors import BadInput, DeadlineExceeded, NotFound, Refused, StrictFindings
 from hybridlab.models import ImageInfo
 from hybridlab.plan import Plan
+from hybridlab.runner.outcome import exit_code_of
 from hybridlab.stages import migrate
 from hybridlab.stages.migrate import Seen, copying, dockerside, wanted_objects
 from hybridlab.stages.migrate.project import Move, capacities, requests_of
@@ -122,6 +123,16 @@ def test_a_workload_that_differs_is_running_too() -> None:
     assert [(s.action, s.effect) for s in plan(state).steps] == [("apply", "change")]
 
 
+@pytest.mark.parametrize("state", [FRESH, replace(DONE, objects=Differences({workload_of("web"): ("spec.replicas",)}))])
+def test_what_went_back_to_the_docker_host_is_not_started_here(state: Seen) -> None:
+    made = plan(replace(state, back_since="2026-11-24T10:00:00Z"))
+    assert not {"Deployment", "StatefulSet"} & set(kinds(made))
+    told = [f for f in made.findings if f.subject == "workloads"]
+    assert [f.level for f in told] == ["warning"]
+    assert "back to the Docker host (2026-11-24T10:00:00Z)" in told[0].text
+    assert "run 075" in told[0].next_move
+
+
 def test_without_a_docker_host_claims_start_empty() -> None:
     made = plan(replace(FRESH, docker_host=""))
     assert "copy" not in kinds(made)
@@ -148,6 +159,9 @@ def test_what_could_not_be_placed_is_a_strict_warning() -> None:
 def test_strict_refuses_them() -> None:
     made = plan(DONE, **{"migrate.strict": True})
     assert {f.subject for f in made.refusals} >= {"old", "ghost"}
+    with pytest.raises(StrictFindings) as caught:
+        made.expect_applicable()
+    assert (caught.value.exit_code, exit_code_of(type(caught.value).__name__)) == (1, 1), "as --strict ends"
     clean = move("services: {web: {image: 'web:1'}}")
     state = Seen(clean, Differences(), {}, "")
     assert plan(state, **{"migrate.strict": True}).refusals == ()

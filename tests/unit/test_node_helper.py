@@ -213,6 +213,96 @@ def test_a_delta_for_another_target_is_refused(tree: Path, tmp_path: Path) -> No
     assert "is not" in events[-1]["why"]
 
 
+# -- one large file ----------------------------------------------------------------------------------------------------
+BIG = 40_000_000
+
+
+def large(folder: Path) -> Path:
+    """A folder with a file of 40 MB among small ones."""
+    folder.mkdir()
+    (folder / "a").write_bytes(b"small")
+    (folder / "film").write_bytes(hashlib.shake_128(b"film").digest(BIG))
+    (folder / "z").write_bytes(b"small too")
+    return folder
+
+
+def broken_off(source: Path, target: Path, tmp_path: Path) -> Path:
+    """A copy whose connection went in the middle of the large file; what the target then says that it has."""
+    out, _ = helper("archive", source)
+    helper("extract", target, "--clean", stdin=out[: len(out) * 3 // 4], status=4)
+    have = tmp_path / "have.jsonl"
+    have.write_bytes(helper("digest", target, "--quick")[0])
+    return have
+
+
+def test_a_large_file_goes_on_in_its_middle(tmp_path: Path) -> None:
+    source, target = large(tmp_path / "source"), tmp_path / "target"
+    have = broken_off(source, target, tmp_path)
+    assert not (target / "film").exists(), "half a file has not its name"
+    rest, events = helper("archive", source, "--have", have)
+    assert BIG // 4 < len(rest) < BIG // 4 + 2_000_000
+    at = next(e for e in events if e["event"] == "resumed")
+    assert (at["path"], at["of"]) == ("film", BIG)
+    assert at["at"] + next(e for e in events if e["event"] == "done")["bytes"] == BIG + len(b"small too")
+    # the connection goes a second time, a little later
+    helper("extract", target, "--clean", stdin=rest[: len(rest) // 2], status=4)
+    have.write_bytes(helper("digest", target, "--quick")[0])
+    again, _ = helper("archive", source, "--have", have)
+    assert len(again) < len(rest) * 3 // 4
+    helper("extract", target, "--clean", stdin=again)
+    assert comparable(digest(target)) == comparable(digest(source))
+    assert sorted(p.name for p in target.iterdir()) == ["a", "film", "z"]
+
+
+@pytest.mark.parametrize(
+    "change", ["the source's bytes", "the source's time", "the part's bytes", "the note", "shorter"]
+)
+def test_what_is_there_of_a_large_file_is_not_trusted(change: str, tmp_path: Path) -> None:
+    source, target = large(tmp_path / "source"), tmp_path / "target"
+    have = broken_off(source, target, tmp_path)
+    film, part, note = source / "film", target / ".hybridlab-resume", target / ".hybridlab-resume.json"
+    info = film.stat()
+    if change == "the source's time":
+        os.utime(film, ns=(NS, NS))
+    elif change == "the note":
+        note.write_text("{")
+    elif change == "shorter":
+        os.truncate(film, BIG // 2)
+    else:
+        at = film if change == "the source's bytes" else part
+        with at.open("r+b") as file:
+            file.seek(1000)
+            file.write(b"other")
+        os.utime(film, ns=(info.st_mtime_ns, info.st_mtime_ns))
+    have.write_bytes(helper("digest", target, "--quick")[0])
+    out, events = helper("archive", source, "--have", have)
+    assert not [e for e in events if e["event"] == "resumed"]
+    assert len(out) > film.stat().st_size
+    helper("extract", target, "--clean", stdin=out)
+    assert comparable(digest(target)) == comparable(digest(source))
+    assert sorted(p.name for p in target.iterdir()) == ["a", "film", "z"]
+
+
+def test_going_on_where_nothing_is_is_refused(tmp_path: Path) -> None:
+    source, target = large(tmp_path / "source"), tmp_path / "target"
+    have = broken_off(source, target, tmp_path)
+    rest, _ = helper("archive", source, "--have", have)
+    _, events = helper("extract", tmp_path / "elsewhere", stdin=rest, status=4)
+    assert "was said" in events[-1]["why"]
+
+
+@linux_only
+def test_room_tells_what_is_free_and_what_is_held(tmp_path: Path) -> None:
+    source = large(tmp_path / "source")
+    with (source / "sparse").open("wb") as file:
+        file.truncate(1 << 33)
+    out, _ = helper("room", source)
+    row = json.loads(out)
+    assert BIG <= row["held"] < BIG + 1_000_000
+    assert 0 < row["free"] <= row["total"]
+    assert row["device"] == source.stat().st_dev
+
+
 # -- dishonest archives ------------------------------------------------------------------------------------------------
 def tar_of(*members: tuple[str, bytes, str, str]) -> bytes:
     out = io.BytesIO()

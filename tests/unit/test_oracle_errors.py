@@ -105,7 +105,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def caller(clock: Clock) -> Caller:
-    return Caller(clock, random.Random(1))
+    return Caller(clock, random.Random(1), lambda now: None)
 
 
 def test_a_read_waits_out_429_with_growing_pauses(caller: Caller, clock: Clock) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hybridlab.errors import BadInput, StrictFindings
 from hybridlab.models import Finding
 from hybridlab.plan import Plan, Step, canonical, is_unknown, plan_hash, unknown
 
@@ -94,3 +95,17 @@ def test_plan_says_whether_it_changes_and_what_it_refuses() -> None:
     assert not replace(PLAN, steps=()).changes
     assert replace(PLAN, findings=(warning, refusal)).refusals == (refusal,)
     assert PLAN.refusals == ()
+    PLAN.expect_applicable()
+
+
+@pytest.mark.parametrize(
+    ("strict", "kind", "status"),
+    [((True, True), StrictFindings, 1), ((True, False), BadInput, 2), ((False, True), BadInput, 2)],
+)
+def test_a_refused_plan_ends_with_one_only_where_strict_alone_refuses(
+    strict: tuple[bool, ...], kind: type[BadInput], status: int
+) -> None:
+    refusals = tuple(Finding("refusal", f"of strict {given}", "no", "try", strict=given) for given in strict)
+    with pytest.raises(kind, match="provision can't be applied: no") as caught:
+        replace(PLAN, findings=refusals).expect_applicable()
+    assert (caught.value.exit_code, caught.value.where) == (status, f"of strict {all(strict)}")

@@ -185,6 +185,36 @@ def test_a_moved_tag_is_noticed(make: Make, registry: FakeRegistry) -> None:
     assert one(make(), "me/web:1").architectures == {"amd64", "arm64"}
 
 
+def test_what_a_moved_tag_gained_and_lost_is_told_until_it_moves_again(make: Make, registry: FakeRegistry) -> None:
+    old = registry.index("me/web", "1", "linux/amd64", "linux/arm64")
+    first = one(make(), "me/web:1")
+    assert (first.before, first.drift) == (None, "")
+    assert one(make(), "me/web:1").drift == "", "looked at again and unchanged"
+    new = registry.index("me/web", "1", "linux/amd64", "linux/riscv64")
+    clock = Clock()
+    clock.time += 86400
+    moved = one(make(clock=clock), "me/web:1")
+    assert moved.drift == (
+        f"since {first.looked_up}: lost linux/arm64; gained linux/riscv64; digest {old[7:19]} → {new[7:19]}"
+    )
+    assert one(make(clock=clock), "me/web:1").drift == moved.drift, "somebody else may have looked in between"
+    rebuilt = registry.index("me/web", "1", "linux/riscv64", "linux/amd64")
+    again = one(make(clock=clock), "me/web:1")
+    assert again.drift == f"since {moved.looked_up}: digest {new[7:19]} → {rebuilt[7:19]}", (
+        "same platforms, other bytes"
+    )
+
+
+def test_a_tag_that_is_gone_says_when_it_was_there(make: Make, registry: FakeRegistry) -> None:
+    registry.image("me/web", "1", "arm64")
+    seen = one(make(), "me/web:1").looked_up
+    del registry.content["/v2/me/web/manifests/1"]
+    gone = one(make(), "me/web:1")
+    assert not gone.known
+    assert gone.problem.startswith("not found")
+    assert gone.problem.endswith(f"it was there on {seen}")
+
+
 def test_same_reference_twice_is_asked_once(make: Make, registry: FakeRegistry) -> None:
     registry.image("me/app", "1")
     answers = make().lookup(["me/app:1", "me/app:1"])

@@ -14,7 +14,8 @@ from registry_kit import (
 
 from hybridlab.drivers import _registry_login
 from hybridlab.drivers._registry_login import Login, find_login
-from hybridlab.drivers._registry_names import belongs_to, is_private, parse_reference
+from hybridlab.drivers._registry_names import belongs_to, is_private
+from hybridlab.references import parse_reference
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from hybridlab.errors import BadInput, NotFound, Refused
 from hybridlab.lab import databases
 from hybridlab.models import ExecResult
 from hybridlab.params import check_params
-from hybridlab.stages.helperpod import helper_pod
+from hybridlab.stages.helperpod import helper_pod, running_helper
 from hybridlab.stages.migrate import Seen, copying, dumps, plan, wanted_objects
 from hybridlab.stages.migrate.dumps import tool_for
 from hybridlab.stages.migrate.project import Move
@@ -326,6 +326,34 @@ def test_a_full_claim_says_so(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="claim files is full") as caught:
         copied(tmp_path, Half(full=True), {".": "", "a": "1"})
     assert "migrate.claim_gb" in caught.value.next_move
+
+
+class Long(PodKube):
+    """A pod whose helper prints more than an exec keeps by itself, in pieces for whoever takes them."""
+
+    def exec(self, namespace: str, pod: str, argv: Any, *, stdout: Any = None, **more: Any) -> ExecResult:
+        if stdout is None:
+            raise Refused("the command wrote more than 16 MiB")
+        for number in range(3):
+            stdout(b"%d" % number)
+        return ExecResult(0, b"", "")
+
+
+def test_a_digest_of_any_length_is_taken(tmp_path: Path) -> None:
+    ctx = FakeContext(tmp_path, kube=Long(lambda *_: ""))
+    with running_helper(ctx, "services", "h", {"files": "/data"}) as call:
+        assert call("digest", "/data") == "012"
+
+
+def test_helpers_of_claims_with_long_names_are_not_one_pod(tmp_path: Path) -> None:
+    pods = []
+    for end in "ab":
+        name = f"a-volume-that-somebody-named-with-more-words-than-kubernetes-{end}"
+        kube = Half()
+        copied(tmp_path, kube, {".": "", "a": "1"}, ClaimSource(name, "volume", "d_files", ("app",)))
+        pods += [call[2] for call in kube.calls if call[:2] == ("apply", "Pod")]
+    assert len(set(pods)) == 2, "one would be deleted under the other, which copies at the same time"
+    assert max(map(len, pods)) <= 63
 
 
 @pytest.mark.parametrize(("file", "there"), [("acme.json", {".": ""}), ("", {"acme.json": "x"})])

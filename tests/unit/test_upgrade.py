@@ -50,7 +50,7 @@ def test_what_a_broken_run_left_cordoned_is_put_back() -> None:
     labels = {**node("arm-2").labels, UPGRADING: "true"}
     made = plan(seen({}, {"arm-2": {"labels": labels, "schedulable": False}}))
     assert [(s.id, s.why) for s in made.steps] == [
-        ("uncordon:arm-2", "an upgrade that broke off left it out of use"),
+        ("uncordon:arm-2", "a run that broke off left it out of use"),
     ]
     assert ids(seen({}, {"arm-2": {"schedulable": False}})) == [], "somebody else's cordon is left alone"
 

@@ -7,13 +7,12 @@ import shlex
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import asyncssh
 
 from hybridlab.drivers.ssh.streams import Receive, drain, feed, keep
-from hybridlab.drivers.ssh.trust import KnownHosts, Trust, load_key
+from hybridlab.drivers.ssh.trust import Key, KnownHosts, Trust, load_key
 from hybridlab.errors import AuthFailed, DeadlineExceeded, Unreachable
 from hybridlab.models import HostAddress
 
@@ -40,7 +39,7 @@ class Connections:
 
     dial: Dial
     known_hosts: KnownHosts
-    key: Path | str | None
+    key: Key
     connect_timeout_s: float
     command_timeout_s: float
     on_first_contact: Callable[[HostAddress, str], None] | None
@@ -61,8 +60,12 @@ class Connections:
 
     async def _connect(self, host: HostAddress) -> asyncssh.SSHClientConnection:
         where = f"{host.user}@{host.address}:{host.port}"
-        key = load_key(self.key)
-        address, port = await asyncio.to_thread(self.dial, host.address, host.port)
+        key = load_key(self.key(host) if callable(self.key) else self.key)
+        reach = f"check that the machine is on and that port {host.port} is open from here"
+        try:
+            address, port = await asyncio.to_thread(self.dial, host.address, host.port)
+        except Unreachable as error:
+            raise Unreachable("no SSH connection", where=where, why=error.why, next_move=reach) from error
         trust = Trust(self.known_hosts, host, self.on_first_contact)
         options: dict[str, Any] = {}
         if key is not None:
@@ -99,15 +102,15 @@ class Connections:
                 code="permission-denied",
                 where=where,
                 why=error.reason + (f" (we offered {key.get_fingerprint()})" if key is not None else ""),
-                next_move=f"check that {host.user} is the right user and that our public key is in its "
-                "authorized_keys (bootstrap.ssh_user, nodes[].user, bootstrap.ssh_key_file)",
+                next_move=f"check that {host.user} is the right user and that our public key is in its authorized_keys "
+                "(bootstrap.ssh_user, bootstrap.ssh_key_file; for one host nodes[].user, nodes[].key_file)",
             ) from error
         except (OSError, asyncssh.Error) as error:
             raise Unreachable(
                 "no SSH connection",
                 where=where,
                 why=str(error) or type(error).__name__,
-                next_move=f"check that the machine is on and that port {host.port} is open from here",
+                next_move=reach,
             ) from error
 
     # -- sudo ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import asyncssh
 from hybridlab.drivers.ssh.connections import Connections, Dial
 from hybridlab.drivers.ssh.loop import LoopThread
 from hybridlab.drivers.ssh.streams import Receive, copy_file
-from hybridlab.drivers.ssh.trust import KnownHosts
+from hybridlab.drivers.ssh.trust import Key, KnownHosts
 from hybridlab.errors import (
     AuthFailed,
     BadInput,
@@ -45,8 +45,8 @@ STREAM_TIMEOUT_S = 6 * 3600.0
 class SshHosts:
     """Implements ``hybridlab.ports.Hosts``.
 
-    ``dial`` maps a logical address to what is connected to. ``key`` is a private key's path or its PEM text; None uses
-    the agent and the user's default keys. A command in flight when the connection breaks is never run again: that
+    ``dial`` maps a logical address to what is connected to; ``key`` is one for all hosts, or a function that tells a
+    host's. A command in flight when the connection breaks is never run again: that
     raises Unreachable, and the next command reconnects. ``on_first_contact`` is told the host and its key's
     fingerprint when a host is seen for the first time. ``sudo_password`` is asked only where sudo wants one.
     """
@@ -55,7 +55,7 @@ class SshHosts:
         self,
         dial: Dial,
         known_hosts: Path,
-        key: Path | str | None = None,
+        key: Key = None,
         *,
         connect_timeout_s: float = 15.0,
         command_timeout_s: float = 300.0,
@@ -189,6 +189,10 @@ class SshHosts:
             if last and isinstance(last[0], AuthFailed):
                 raise last[0] from None
             raise
+
+    def interrupt(self) -> None:
+        """End the work of all other threads that live now: what they wait for here raises Interrupted."""
+        self._loop.interrupt()
 
     def forget(self, host: HostAddress) -> None:
         """Drop what is pinned for an address, after the machine there was replaced on purpose."""

@@ -102,6 +102,10 @@ class Trust(asyncssh.SSHClient):
         return True
 
 
+Key = Path | str | None | Callable[[HostAddress], Path | str | None]
+"""A private key's path, its PEM text, None for the agent and the user's default keys; or which of these a host has."""
+
+
 def load_key(key: Path | str | None) -> asyncssh.SSHKey | None:
     """Read a private key from a path or PEM text. Raises BadInput: missing, unreadable, or with a passphrase."""
     if key is None:

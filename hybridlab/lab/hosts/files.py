@@ -13,10 +13,12 @@ import os
 import posixpath
 import shutil
 import stat as stat_
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, cast
+
+from hybridlab.lab.hosts.space import Bounded
 
 Want = Literal["r", "w", "x"]
 
@@ -70,9 +72,19 @@ def link_text(real: Path) -> str:
 
 
 class Files:
-    """One machine's files. Every method takes the user who asks and refuses what the kernel would refuse (OSError)."""
+    """One machine's files. Every method takes the user who asks and refuses what the kernel would refuse (OSError).
 
-    def __init__(self, root: Path, owners: dict[str, list[int]], user: User) -> None:
+    ``room`` says how many bytes can still be written, None for plenty.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        owners: dict[str, list[int]],
+        user: User,
+        room: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self._room = room
         self.root = root
         self.owners = owners  # path → [uid, gid, mode]; saved with the machine's state
         self.user = user
@@ -225,7 +237,10 @@ class Files:
         file = real.open(flags)
         if new:
             self.set_owner(resolved, asker.uid, asker.gid, mode)
-        return file  # type: ignore[return-value]  # every flags above is a binary mode
+        left = self._room()
+        if left is not None:
+            return cast(BinaryIO, Bounded(cast(BinaryIO, file), left, path))
+        return cast(BinaryIO, file)
 
     def write(self, path: str, data: bytes, *, cwd: str = "/", asker: User = ROOT, mode: int = 0o644) -> None:
         with self.open_write(path, cwd=cwd, asker=asker, mode=mode) as file:

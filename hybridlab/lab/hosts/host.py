@@ -18,6 +18,7 @@ import asyncssh
 from hybridlab.lab.hosts.files import Files, User
 from hybridlab.lab.hosts.firewall import BadRule, Firewall
 from hybridlab.lab.hosts.packages import preinstalled, units_of
+from hybridlab.lab.hosts.space import room, size_bytes, used_bytes
 from hybridlab.lab.world import K3sService, Machine, World
 
 JOURNAL_LINES = 400
@@ -54,6 +55,7 @@ class HostState:
     packages: dict[str, str] = field(default_factory=dict)
     units: dict[str, Unit] = field(default_factory=dict)
     journals: dict[str, list[str]] = field(default_factory=dict)
+    reserved: dict[str, int] = field(default_factory=dict)  # lengths that fallocate gave, by path
     docker: dict[str, Any] | None = None  # what Docker knows, on a machine that has it
 
     @classmethod
@@ -73,7 +75,7 @@ class Host:
         self.state = state
         uid = 1001 if "Ubuntu" in state.machine.image else 1000  # Oracle's Ubuntu images keep 1000 for opc
         self.user = User(state.machine.user, uid, uid)
-        self.files = Files(self.directory(world) / state.machine.id, state.owners, self.user)
+        self.files = Files(self.directory(world) / state.machine.id, state.owners, self.user, lambda: room(self))
         self.firewall = Firewall()
         if state.rules:
             self.firewall.restore(state.rules)
@@ -269,11 +271,8 @@ class Host:
         return total
 
     def disk(self) -> tuple[int, int]:
-        """Size and use of the root file system in bytes: the boot volume; an image's 2 GiB plus what was written."""
-        used = 2 * 1024**3
-        for path in self.files.walk("/"):
-            used += self.files.real(path).lstat().st_blocks * 512
-        return int(self.machine.boot_volume_gb * 1024**3 * 0.97), used
+        """Size and use of the root file system in bytes."""
+        return size_bytes(self), used_bytes(self)
 
 
 def hash_text(text: str) -> int:

@@ -82,14 +82,28 @@ systemctl restart "$name"
 """
 
 
+def images_archive(arch: Arch) -> str:
+    return f"k3s-airgap-images-{arch}.tar.zst"
+
+
+def archive_bytes(version: str, arch: Arch) -> bytes:
+    """What stands for the archive of K3s' images: bytes of no meaning, the same each time."""
+    return hashlib.shake_128(f"{version} {arch}".encode()).digest(64 * 1024)
+
+
 def write_release(folder: Path, version: str = DEFAULT_VERSION) -> None:
-    """Write k3s, k3s-arm64, sha256sum-amd64.txt, sha256sum-arm64.txt and install.sh into a folder."""
+    """Write k3s, k3s-arm64, sha256sum-amd64.txt, sha256sum-arm64.txt and install.sh into a folder.
+
+    The sums list the archive of images too, which only the release server has.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for arch, name in FILE_NAMES.items():
         data = _BINARY.format(version=version, arch=arch).encode()
         (folder / name).write_bytes(data)
         (folder / name).chmod(0o755)
-        (folder / f"sha256sum-{arch}.txt").write_text(f"{hashlib.sha256(data).hexdigest()}  {name}\n", "utf-8")
+        listed = {name: data, images_archive(arch): archive_bytes(version, arch)}
+        lines = (f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in listed.items())
+        (folder / f"sha256sum-{arch}.txt").write_text("".join(lines), "utf-8")
     (folder / "install.sh").write_text(_INSTALLER, "utf-8")
 
 

@@ -19,8 +19,9 @@ from hybridlab.lab.hosts.docker_host import (
 )
 from hybridlab.lab.hosts.firewall import Packet
 from hybridlab.lab.hosts.host import Host, HostState
-from hybridlab.lab.hosts.k3s_release import offer_release
 from hybridlab.lab.hosts.k3s_service import resume_k3s, start_enabled, stop_k3s
+from hybridlab.lab.hosts.releases import ReleaseServer
+from hybridlab.lab.hosts.space import fill_named
 from hybridlab.lab.world import Machine, Protocol_, World
 
 SSHD_UP_S = 2.0
@@ -47,6 +48,7 @@ class HostsPart:
         self._with_docker_host = docker_host
         self._hosts: dict[str, Host] = {}
         self._world: World | None = None
+        self._releases: ReleaseServer | None = None
 
     @property
     def world(self) -> World:
@@ -63,7 +65,13 @@ class HostsPart:
         world.faults.register("ssh-drop", 'cut the connection while a command runs; matches "HOST COMMAND"')
         world.faults.register("ssh-refuse", "refuse a connection; matches the host's name")
         world.faults.register("source-changed", 'change a file right after it was archived; matches "HOST FOLDER"')
-        offer_release(world)
+        world.faults.register(
+            "disk-full",
+            'fill a disk, at once; match "HOST", or "HOST BYTES" for what is left',
+            at_once=lambda match: fill_named(self._hosts, match),
+        )
+        self._releases = ReleaseServer(world)
+        await self._releases.start()
         folder = Host.directory(world)
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("*.json")):
@@ -98,6 +106,8 @@ class HostsPart:
 
     async def stop(self) -> None:
         """Save every machine and hang up; they stay powered on."""
+        if self._releases is not None:
+            await self._releases.stop()
         for host in self._hosts.values():
             await server.hang_up(host)
             host.save()
@@ -224,6 +234,9 @@ class HostsPart:
 
     def folder(self, machine_id: str) -> Path:
         return Host.directory(self.world) / machine_id
+
+    def disk(self, machine_id: str) -> tuple[int, int]:
+        return self._hosts[machine_id].disk()
 
     def iscsi_ready(self, machine_id: str) -> bool:
         """Whether iSCSI volumes can be mounted there: open-iscsi installed, iscsid running, iscsi_tcp loaded."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hybridlab.lab.oracle import rules
 from hybridlab.lab.oracle.errors import conflict, incorrect_state, invalid, missing, not_found
 from hybridlab.lab.oracle.http import Answer, Call, Route, shown
+from hybridlab.lab.oracle.identity import check_domain
 from hybridlab.lab.oracle.network import BASE
 from hybridlab.lab.oracle.store import Json, Record, Store
 from hybridlab.lab.oracle.tags import check_hostname, check_tags
@@ -260,8 +261,17 @@ class Vnics:
         return Answer(page, headers=headers)
 
     def _public_ips(self, call: Call) -> Answer:
-        if call.query["scope"] not in ("REGION", "AVAILABILITY_DOMAIN"):
+        scope, domain = call.query["scope"], call.query.get("availabilityDomain")
+        if scope not in ("REGION", "AVAILABILITY_DOMAIN"):
             raise invalid("scope must be REGION or AVAILABILITY_DOMAIN")
+        if call.query.get("lifetime", "EPHEMERAL") not in ("EPHEMERAL", "RESERVED"):
+            raise invalid("lifetime must be EPHEMERAL or RESERVED")
+        if scope == "AVAILABILITY_DOMAIN" and domain is None:
+            raise missing("availabilityDomain (required for scope AVAILABILITY_DOMAIN)")
+        if scope == "REGION" and domain is not None:
+            raise invalid("availabilityDomain must be empty for scope REGION")
+        if domain is not None:
+            check_domain(domain)
         page, headers = self._store.listed("publicip", call.query)
         return Answer(page, headers=headers)
 

@@ -11,6 +11,7 @@ from hybridlab.ports import Context
 from hybridlab.stages import datastore, drains, firewall
 from hybridlab.stages.base import Action
 from hybridlab.stages.bootstrap import k3s, matrix
+from hybridlab.stages.bootstrap.rebooting import reboot
 from hybridlab.stages.bootstrap.seen import MARKER
 from hybridlab.stages.hostundo import FSTAB, SWAP_FILE, with_swap
 from hybridlab.stages.nodes import (
@@ -54,8 +55,9 @@ def _swap(ctx: Context, step: Step) -> Mapping[str, Json]:
     run("fallocate", "-l", f"{step.args['gb']}G", SWAP_FILE)
     run("chmod", "600", SWAP_FILE)
     run("mkswap", SWAP_FILE)
-    run("swapon", SWAP_FILE)
+    # in use last: a look counts that as done, and someone killed in between would leave it to end at the next boot
     ctx.hosts.put(host, with_swap(run("cat", FSTAB, check=False)).encode(), FSTAB, sudo=True)
+    run("swapon", SWAP_FILE)
     return {"gb": step.args["gb"]}
 
 
@@ -215,6 +217,7 @@ ACTIONS: Mapping[str, Action] = {
     "snapshot": _snapshot,
     "drain": _drain,
     "uncordon": _uncordon,
+    "reboot": reboot,
     "configure": _configure,
     "start": _start,
     "save-kubeconfig": _save_kubeconfig,

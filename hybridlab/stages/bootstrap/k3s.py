@@ -13,10 +13,11 @@ from ruamel.yaml.error import YAMLError
 
 from hybridlab.errors import BadInput, Refused
 from hybridlab.ledger import write_atomic
-from hybridlab.models import Arch, HostAddress, Json, NodeWish
+from hybridlab.models import Arch, Json, NodeWish
 from hybridlab.params import Params
 from hybridlab.ports import Context
-from hybridlab.stages.nodes import SMALL_TAINT, NodeHost, is_small
+from hybridlab.stages.bootstrap.download import download
+from hybridlab.stages.nodes import SMALL_TAINT, NodeHost, arch_of, is_small
 from hybridlab.wait import wait_until
 
 CONFIG = "/etc/rancher/k3s/config.yaml"
@@ -115,11 +116,12 @@ def release_files(source: str, version: str, arch: str) -> tuple[str, str, str]:
 def put_release(ctx: Context, node: NodeHost) -> Mapping[str, Json]:
     """Bring the binary and install.sh onto the host and check the binary's SHA-256 there."""
     source, version = ctx.site.k3s_source()
-    binary, sums, installer = release_files(source, version, node.wish.arch)
+    arch = arch_of(ctx, node)
+    binary, sums, installer = release_files(source, version, arch)
     staged = f"/opt/hybridlab/k3s-{version}"
     if "://" in source:
         for url, path in ((binary, staged), (sums, staged + ".sums"), (installer, INSTALLER)):
-            _download(ctx, node.host, url, path)
+            download(ctx, node.host, url, path)
         checksums = ctx.hosts.get(node.host, staged + ".sums", sudo=True).decode()
     else:
         for path in (binary, sums, installer):
@@ -128,7 +130,7 @@ def put_release(ctx: Context, node: NodeHost) -> Mapping[str, Json]:
         ctx.hosts.put(node.host, Path(binary), staged, mode=0o755, sudo=True)
         ctx.hosts.put(node.host, Path(installer), INSTALLER, mode=0o755, sudo=True)
         checksums = Path(sums).read_text(encoding="utf-8")
-    wanted = expected_checksum(checksums, f"k3s{SUFFIX[node.wish.arch]}")
+    wanted = expected_checksum(checksums, f"k3s{SUFFIX[arch]}")
     found = ctx.hosts.run(node.host, ["sha256sum", staged], sudo=True).stdout.split(" ")[0]
     if found != wanted:
         raise Refused(
@@ -137,7 +139,7 @@ def put_release(ctx: Context, node: NodeHost) -> Mapping[str, Json]:
             why=f"found {found[:12]}…, wanted {wanted[:12]}…",
             next_move="check bootstrap.k3s_source; nothing was installed",
         )
-    images = _put_images(ctx, node, source, version, checksums)
+    images = _put_images(ctx, node, arch, source, version, checksums)
     ctx.hosts.run(node.host, ["install", "-m", "0755", staged, BINARY], sudo=True)
     return {"version": version, "sha256": found, **({"images": images} if images else {})}
 
@@ -149,17 +151,17 @@ def images_in(source: str) -> tuple[Arch, ...]:
     return tuple(arch for arch in ("amd64", "arm64") if (Path(source) / IMAGES.format(arch=arch)).is_file())
 
 
-def _put_images(ctx: Context, node: NodeHost, source: str, version: str, checksums: str) -> str:
+def _put_images(ctx: Context, node: NodeHost, arch: Arch, source: str, version: str, checksums: str) -> str:
     """Bring the archive of K3s' images to where K3s loads it from, where the source has one or it is asked for.
 
     Its SHA-256 is checked on the host before K3s can see it. Returns the archive's name, or nothing.
     """
-    name, arch = IMAGES.format(arch=node.wish.arch), node.wish.arch
+    name = IMAGES.format(arch=arch)
     if not ctx.params.bootstrap.airgap_images and arch not in images_in(source):
         return ""
     staged = f"/opt/hybridlab/{name}"
     if "://" in source:
-        _download(ctx, node.host, f"{source.rstrip('/')}/{urllib.parse.quote(version)}/{name}", staged)
+        download(ctx, node.host, f"{source.rstrip('/')}/{urllib.parse.quote(version)}/{name}", staged)
     elif arch in images_in(source):
         ctx.hosts.put(node.host, Path(source) / name, staged, sudo=True)
     else:
@@ -177,11 +179,6 @@ def _put_images(ctx: Context, node: NodeHost, source: str, version: str, checksu
     ctx.hosts.run(node.host, ["mkdir", "-p", IMAGES_FOLDER], sudo=True)
     ctx.hosts.run(node.host, ["mv", "-f", staged, f"{IMAGES_FOLDER}/{name}"], sudo=True)
     return name
-
-
-def _download(ctx: Context, host: HostAddress, url: str, path: str) -> None:
-    argv = ["curl", "-fsSL", "--retry", "3", "--max-time", "600", "--create-dirs", "-o", path, url]
-    ctx.hosts.run(host, argv, sudo=True, timeout_s=660)
 
 
 def run_installer(ctx: Context, node: NodeHost, *, force_restart: bool = False) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
-from hybridlab.errors import DeadlineExceeded, HybridlabError
+from hybridlab.errors import DeadlineExceeded, HybridlabError, Refused
 from hybridlab.models import Json
 from hybridlab.ports import Context
 from hybridlab.stages.nodes import HELPER, NodeHost, install_helper, on_all
@@ -25,6 +25,8 @@ LARGE = 1472
 BEFORE = "connectivity-before"
 """Kind of the evidence that keeps how the paths were before the firewall was opened."""
 REACHED = ("echo", "open", "silent")
+NO_ANSWER: Mapping[str, Json] = {"state": "not asked"}
+"""For a target that is missing among the answers: nothing is proved of it."""
 PROBE_TIMEOUT_S = 1.0
 LISTEN_S = 60.0
 
@@ -69,13 +71,27 @@ def _probe_from(
     for size in sizes if targets else ():
         argv = ["python3", HELPER, "probe", "--size", str(size), "--timeout", str(PROBE_TIMEOUT_S), *targets]
         result = ctx.hosts.run(node.host, argv, sudo=True, timeout_s=60)
-        for answer in json.loads(result.stdout):
-            target, state = answer["target"], answer["state"]
-            path = (node.wish.name, targets[target])
+        answers = read_answers(result.stdout.encode(), where=node.wish.name, stderr=result.stderr)
+        for target, name in targets.items():
+            state, path = answers.get(target, NO_ANSWER)["state"], (node.wish.name, name)
             if state not in good and row[path] == "ok":
                 words = f" with {size} bytes" if size != sizes[0] else ""
                 row[path] = f"{target.rsplit(':', 1)[1]} {state}{words}"
     return row
+
+
+def read_answers(stdout: bytes, *, where: str, stderr: str = "") -> dict[str, Mapping[str, Json]]:
+    """What the helper's ``probe`` printed, by target. Raises Refused for what it can't have printed."""
+    try:
+        return {str(answer["target"]): {"state": str(answer["state"]), **answer} for answer in json.loads(stdout)}
+    except (ValueError, TypeError, KeyError) as error:
+        said = stderr.strip() or stdout.decode("utf-8", "replace").strip()
+        raise Refused(
+            "the probe's answer can't be read",
+            where=where,
+            why=said[-300:] or "it said nothing",
+            next_move="run 030 again; if it stays so, the helper was stopped there: look for a lack of memory",
+        ) from error
 
 
 @contextmanager

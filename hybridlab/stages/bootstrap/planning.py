@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from hybridlab.models import MACHINE_ARCH, Finding, NodeWish
 from hybridlab.params import Params
-from hybridlab.plan import Plan, Step, is_unknown
+from hybridlab.plan import Plan, Step, is_unknown, unknown
 from hybridlab.stages.base import Upstream
 from hybridlab.stages.bootstrap import k3s
+from hybridlab.stages.bootstrap.reboots import CHANGES, reboot_steps
 from hybridlab.stages.bootstrap.seen import HostSeen, Seen
 from hybridlab.stages.bootstrap.upgrading import (
     left_cordoned,
@@ -30,6 +31,8 @@ HOST_ORDER = ("mark", "probe", "open-firewall", "swap")
 def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
     """Firewall and swap first, then the server, then the agents; labels and taints last."""
     addresses = {n["name"]: n["private_ip"] for n in upstream["provision"]["nodes"]}
+    if params.site == "byo":  # a host's name became an address by looking
+        addresses |= {name: host.private_ip for name, host in seen.hosts.items()}
     findings = [f for w in params.wishes for f in _host_findings(params, w, seen.hosts.get(w.name))]
     steps: list[Step] = []
     for wish in params.wishes:
@@ -40,6 +43,7 @@ def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
     server_steps: list[Step] = []
     agent_steps: list[Step] = []
     upgrade: list[Step] = []
+    cordoned: list[Step] = []
     for wish in params.wishes:
         if upgrades(seen, wish):
             (server_steps if wish.role == "server" else upgrade).extend(upgrade_steps(seen, wish))
@@ -48,7 +52,7 @@ def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
         if found:
             (server_steps if wish.role == "server" else agent_steps).append(found)
         elif left_cordoned(seen, wish):
-            upgrade.append(uncordon_step(wish, "an upgrade that broke off left it out of use"))
+            cordoned.append(uncordon_step(wish, "a run that broke off left it out of use"))
     steps += server_steps
     fresh = any(s.action == "install" for s in server_steps)
     if fresh or seen.kubeconfig != "ok":
@@ -63,9 +67,14 @@ def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
             )
         )
     steps += agent_steps + upgrade
+    reboots = reboot_steps(params, seen.reboots, {s.args["node"] for s in steps if s.action in CHANGES})
+    rebooted = {s.args["node"] for s in reboots}  # in use again after that, and not before
+    steps += [s for s in cordoned if s.args["node"] not in rebooted]
     steps += _node_steps(params, seen, joining={s.args["node"] for s in (*server_steps, *agent_steps, *upgrade)})
+    steps += reboots
     nodes = [
-        {"name": w.name, "arch": w.arch, "small": is_small(w) and params.bootstrap.taint_small} for w in params.wishes
+        {"name": w.name, "arch": _arch(seen, w), "small": is_small(w) and params.bootstrap.taint_small}
+        for w in params.wishes
     ]
     return Plan(NAME, tuple(steps), {"nodes": nodes, "cluster": "up"}, tuple(findings))
 
@@ -74,10 +83,23 @@ def _host_findings(params: Params, wish: NodeWish, host: HostSeen | None) -> lis
     if host is None:
         return []
     found = []
+    if host.chosen:
+        found.append(Finding("note", wish.name, host.chosen, "another one: nodes[].node_ip"))
     arch = MACHINE_ARCH.get(host.machine, host.machine)
-    if arch != wish.arch:
+    if wish.arch is None and arch == host.machine:
         found.append(
-            Finding("refusal", wish.name, f"the host is {arch}, the params say {wish.arch}", "correct nodes[].arch")
+            Finding("refusal", wish.name, f"the host is {arch}: only arm64 and amd64 are handled", "use another host")
+        )
+    elif wish.arch is None:
+        found.append(Finding("note", wish.name, f"the host is {arch}, found by looking (uname says {host.machine})"))
+    elif arch != wish.arch:
+        found.append(
+            Finding(
+                "refusal",
+                wish.name,
+                f"the host is {arch}, the params say {wish.arch}",
+                "correct nodes[].arch" + (", or leave it out" if params.site == "byo" else ""),
+            )
         )
     if host.marker and host.marker != params.cluster:
         found.append(
@@ -227,8 +249,16 @@ def _k3s_step(params: Params, wish: NodeWish, seen: Seen, addresses: Mapping[str
     return None
 
 
+def _arch(seen: Seen, wish: NodeWish) -> str:
+    """As stated, else as found."""
+    if wish.arch is not None:
+        return wish.arch
+    host = seen.hosts.get(wish.name)
+    return unknown(f"{wish.name}.arch") if host is None else MACHINE_ARCH.get(host.machine, host.machine)
+
+
 def _brings_images(params: Params, seen: Seen, wish: NodeWish) -> bool:
-    return params.bootstrap.airgap_images or wish.arch in seen.k3s_images
+    return params.bootstrap.airgap_images or _arch(seen, wish) in seen.k3s_images
 
 
 def _node_steps(params: Params, seen: Seen, joining: set[str]) -> list[Step]:

@@ -6,7 +6,6 @@ listens, and each asks all others. The answer is kept as evidence and asked anew
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,7 +13,8 @@ from hybridlab.errors import HybridlabError
 from hybridlab.models import Check, Json, NodeInfo
 from hybridlab.ports import Context
 from hybridlab.stages import helperpod
-from hybridlab.stages.bootstrap.matrix import Paths, evidence_of
+from hybridlab.stages.bootstrap import matrix
+from hybridlab.stages.bootstrap.matrix import NO_ANSWER, Paths, evidence_of
 from hybridlab.stages.nodes import on_all_names
 from hybridlab.stages.objects import MANAGED
 from hybridlab.wait import wait_until
@@ -112,23 +112,32 @@ def _listeners(ctx: Context, nodes: list[NodeInfo]) -> Iterator[dict[str, str]]:
 
 
 def _probe_from(ctx: Context, name: str, ips: Mapping[str, str]) -> Paths:
-    others = {ip: other for other, ip in ips.items() if other != name}
-    small = [f"{ip}:{PORT}/tcp" for ip in others]
-    large = [f"{ip}:{PORT}/udp" for ip in others]
-    row: Paths = {(name, other): "ok" for other in others.values()}
-    for size, targets in ((64, [*small, f"{DNS_NAME}:443/tcp"]), (LARGE, large)):
-        argv = ["python3", helperpod.SCRIPT, "probe", "--size", str(size), "--timeout", "3", *targets]
-        result = ctx.kube.exec(NAMESPACE, f"probe-{name}", argv, timeout_s=60)
-        for answer in json.loads(result.stdout):
-            address = answer["target"].rpartition(":")[0]
-            if address == DNS_NAME:
-                if answer["state"] not in ("open", "echo"):
-                    why = f"DNS or the API's service: {_words(answer)}"
-                    row = {path: why if state == "ok" else state for path, state in row.items()}
-            elif answer["state"] != "echo" and row[name, others[address]] == "ok":
-                kind = "TCP" if size == 64 else f"UDP of {LARGE} bytes"
-                row[name, others[address]] = f"{kind} {_words(answer)}"
+    """What one pod gets from all others; the first thing in the way of a path is what is told of it."""
+    row: Paths = {(name, other): "ok" for other in ips if other != name}
+    dns = f"{DNS_NAME}:443/tcp"
+    small, large = _ask(ctx, name, ips, 64, "tcp", dns), _ask(ctx, name, ips, LARGE, "udp")
+    for _, other in row:
+        for kind, target, answers in (
+            ("TCP", f"{ips[other]}:{PORT}/tcp", small),
+            (f"UDP of {LARGE} bytes", f"{ips[other]}:{PORT}/udp", large),
+        ):
+            answer = answers.get(target, NO_ANSWER)
+            if answer["state"] != "echo" and row[name, other] == "ok":
+                row[name, other] = f"{kind} {_words(answer)}"
+    if small.get(dns, NO_ANSWER)["state"] not in ("open", "echo"):
+        why = f"DNS or the API's service: {_words(small.get(dns, NO_ANSWER))}"
+        row = {path: why if state == "ok" else state for path, state in row.items()}
     return row
+
+
+def _ask(
+    ctx: Context, name: str, ips: Mapping[str, str], size: int, protocol: str, *more: str
+) -> dict[str, Mapping[str, Json]]:
+    """The helper's answers by target. Raises Refused where they can't be read."""
+    targets = [f"{ip}:{PORT}/{protocol}" for other, ip in ips.items() if other != name]
+    argv = ["python3", helperpod.SCRIPT, "probe", "--size", str(size), "--timeout", "3", *targets, *more]
+    result = ctx.kube.exec(NAMESPACE, f"probe-{name}", argv, timeout_s=60)
+    return matrix.read_answers(result.stdout, where=f"pod {NAMESPACE}/probe-{name}", stderr=result.stderr)
 
 
 def _words(answer: Mapping[str, Json]) -> str:

@@ -6,6 +6,7 @@ from hybridlab.models import MACHINE_ARCH, Check
 from hybridlab.ports import Context
 from hybridlab.stages.bootstrap.matrix import connectivity
 from hybridlab.stages.bootstrap.podtraffic import traffic_check
+from hybridlab.stages.bootstrap.reboots import reboot_checks
 from hybridlab.stages.bootstrap.seen import look_host
 from hybridlab.stages.nodes import node_hosts, on_all
 
@@ -24,7 +25,7 @@ def verify(ctx: Context) -> tuple[Check, ...]:
         left = [*(f"live: {r}" for r in host.rejects_live), *(f"file: {r}" for r in host.rejects_saved)]
         checks.append(Check(f"firewall {wish.name}", not left, "; ".join(left) or "no REJECT rule, live or saved"))
         arch = MACHINE_ARCH.get(host.machine)
-        ok = node.ready and node.arch == arch == wish.arch
+        ok = node.ready and node.arch == arch and wish.arch in (arch, None)
         evidence = f"{'Ready' if node.ready else 'not Ready'}, API says {node.arch}, uname says {host.machine}"
         checks.append(Check(f"node {wish.name}", ok, f"{evidence}, {node.version}"))
     matrix = connectivity(ctx, hosts)
@@ -38,6 +39,7 @@ def verify(ctx: Context) -> tuple[Check, ...]:
         )
     )
     checks += traffic_check(ctx)
+    checks += reboot_checks(ctx)
     mode = (ctx.state / "kubeconfig").stat().st_mode & 0o777
     checks.append(Check("kubeconfig", mode == 0o600, f"mode {mode:04o}"))
     return tuple(checks)

@@ -12,6 +12,7 @@ from hybridlab.models import Json, NodeInfo
 from hybridlab.ports import Context
 from hybridlab.stages import firewall
 from hybridlab.stages.bootstrap import k3s
+from hybridlab.stages.bootstrap.reboots import Request, requests
 from hybridlab.stages.nodes import (
     HELPER,
     NodeHost,
@@ -40,6 +41,7 @@ class HostSeen:
     config: Mapping[str, Json]
     unit: str
     helper: bool = True  # whether the helper on it is this version's
+    chosen: str = ""  # why private_ip is this one, where that isn't plain
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Seen:
     kubeconfig: str = "missing"  # missing, refused, unreachable, ok
     k3s_version: str = ""  # the version to install
     k3s_images: tuple[str, ...] = ()  # architectures whose images the source brings along
+    reboots: Mapping[str, Request] = field(default_factory=dict)  # what was asked for, by node
 
 
 def look(ctx: Context) -> Seen:
@@ -60,7 +63,7 @@ def look(ctx: Context) -> Seen:
         hosts = on_all(node_hosts(ctx), lambda node: look_host(ctx, node))
         state, nodes = kube.result()
     source, version = ctx.site.k3s_source()
-    return Seen(hosts, nodes, state, version, k3s.images_in(source))
+    return Seen(hosts, nodes, state, version, k3s.images_in(source), requests(ctx))
 
 
 def _look_kube(ctx: Context) -> tuple[str, tuple[NodeInfo, ...]]:
@@ -112,4 +115,5 @@ def look_host(ctx: Context, node: NodeHost) -> HostSeen:
         config=k3s.read_config(said["config"]),
         unit=said["unit"],
         helper=said["helper"].startswith(hashlib.sha256(helper_source()).hexdigest()),
+        chosen=node.chosen,
     )

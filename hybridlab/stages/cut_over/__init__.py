@@ -15,12 +15,14 @@ from hybridlab.ports import Context
 from hybridlab.sections import HealthCheck
 from hybridlab.stages import migrate
 from hybridlab.stages.base import Upstream
-from hybridlab.stages.cut_over.actions import ACTIONS, MARK, is_up, mark_of, stopped_by_us
+from hybridlab.stages.cut_over.actions import ACTIONS, MARK, is_up, stopped_by_us
 from hybridlab.stages.cut_over.health import healthy, words
 from hybridlab.stages.cut_over.order import start_order
-from hybridlab.stages.cut_over.ports import SWITCHED, port_service, published
+from hybridlab.stages.cut_over.ports import SWITCHED, clashes, port_service, published
+from hybridlab.stages.cut_over.tunnel import switched
 from hybridlab.stages.migrate.dockerside import Container, containers
 from hybridlab.stages.migrate.project import WORKLOADS, Move, load_move
+from hybridlab.stages.migrate.side import mark_of
 from hybridlab.stages.migrate.transfers import Transfer, placed, transfers, workloads
 from hybridlab.stages.objects import ref
 
@@ -36,6 +38,7 @@ class Seen:
 
     ``state``: where the services are by our own mark: "", "cluster" or "docker". ``final``: claims whose data were
     taken after the stop. ``switched``: Services that publish ports. ``ours``: containers that this stage stopped.
+    ``tunnel``: cloudflared of the cluster was seen to reach the services.
     """
 
     move: Move | None = None
@@ -48,6 +51,7 @@ class Seen:
     switched: frozenset[str] = frozenset()
     final: frozenset[str] = frozenset()
     ours: tuple[str, ...] = ()
+    tunnel: bool = False
 
 
 def look(ctx: Context) -> Seen:
@@ -67,14 +71,15 @@ def look(ctx: Context) -> Seen:
         if is_up(live):
             up.add(service)
             ready |= {service} if _is_ready(live) else set()
-    state, since = mark_of(kube.get("v1", "Namespace", namespace))
+    home = kube.get("v1", "Namespace", namespace)
+    state, since = mark_of(home)
     labels = f"{SWITCHED}=true"
-    switched = frozenset(s["metadata"]["name"] for s in kube.list("v1", "Service", namespace, labels=labels))
+    ports = frozenset(s["metadata"]["name"] for s in kube.list("v1", "Service", namespace, labels=labels))
     missing = tuple(ref(o) for o in first if kube.differs(o) == ("",))
     claims = kube.list("v1", "PersistentVolumeClaim", namespace)
     final = frozenset(c["metadata"]["name"] for c in claims if MARK in c["metadata"].get("annotations", {}))
     ours = stopped_by_us(ctx)
-    return Seen(move, there, missing, frozenset(up), frozenset(ready), state, since, switched, final, ours)
+    return Seen(move, there, missing, frozenset(up), frozenset(ready), state, since, ports, final, ours, switched(home))
 
 
 def _is_ready(live: Mapping[str, Json] | None) -> bool:
@@ -147,6 +152,9 @@ def _plan_back(params: Params, seen: Seen, move: Move) -> Plan:
     stopped = [c for s in order for c in seen.there if c.service == s and not c.running]
     stopped = [c for c in stopped if not seen.ours or c.name in seen.ours]  # without a ledger: all of them
     steps = [_unswitch(name) for name in sorted(seen.switched)]
+    if seen.tunnel:
+        why = "its routes must name the Docker host's addresses again: set them at Cloudflare"
+        steps.append(Step("unswitch:tunnel", "unswitch-tunnel", "cloudflared", why, "change"))
     steps += [_rest(s, "the Docker host takes over again") for s in reversed(order) if s in seen.up]
     steps += [
         Step(f"start-old:{c.name}", "start-old", f"container {c.name}", "as it was when it was stopped", "change",
@@ -205,8 +213,9 @@ def _check(number: int, check: HealthCheck) -> Step:
 
 
 def _switch(params: Params, seen: Seen, move: Move) -> list[Step]:
-    if params.cut_over.switch == "tunnel" and seen.state != "cluster":
-        return [Step("switch:tunnel", "switch-tunnel", "cloudflared", "the tunnel ends in the cluster", "none")]
+    if params.cut_over.switch == "tunnel" and not seen.tunnel:
+        why = "its routes can name the services of the cluster: asked from where it runs"
+        return [Step("switch:tunnel", "switch-tunnel", "cloudflared", why, "change", undo="unswitch-tunnel")]
     if params.cut_over.switch != "ports":
         return []
     steps = []
@@ -248,6 +257,9 @@ def _preflight(params: Params, seen: Seen, move: Move) -> list[Finding]:
     if not params.cut_over.checks:
         text = "none: that its pods are Ready is all that is asked of a service"
         found.append(Finding("note", "cut_over.checks", text))
+    for port, services in clashes(move).items() if params.cut_over.switch == "ports" else ():
+        text = f"{' and '.join(services)} publish it: {services[0]} gets it, a node has it once"
+        found.append(Finding("warning", f"port {port}", text, "publish the other on another port in the compose file"))
     if params.cut_over.switch == "none":
         text = "what leads to the services (DNS, proxy, tunnel) is left to you"
         found.append(Finding("note", "cut_over.switch", text))

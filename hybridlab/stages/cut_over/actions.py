@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from hybridlab.compose.model import LABEL_NAME
 from hybridlab.errors import HybridlabError, Refused
@@ -18,31 +17,25 @@ from hybridlab.stages.base import Action
 from hybridlab.stages.cut_over.health import healthy
 from hybridlab.stages.cut_over.order import start_order
 from hybridlab.stages.cut_over.ports import SWITCHED
-from hybridlab.stages.helperpod import pod_ready
+from hybridlab.stages.cut_over.tunnel import leave_tunnel, need_connector, switch_tunnel, unswitch_tunnel
 from hybridlab.stages.migrate import dockerside, moving
 from hybridlab.stages.migrate.copying import copy_claim, source_size
+from hybridlab.stages.migrate.room import Load, need_node_disks, need_room, room_of
+from hybridlab.stages.migrate.side import WHERE
 from hybridlab.stages.migrate.transfers import seat, transfers, workloads
+from hybridlab.stages.nodes import on_all_names
 from hybridlab.stages.objects import Obj
 from hybridlab.wait import wait_until
 
 NAME = "cut_over"
 MARK = "hybridlab.io/cut-over-sha256"
 """Annotation on a claim: what was copied into it after the services had stopped on the Docker host."""
-WHERE = "hybridlab.io/cut-over"
-"""Annotation on the namespace: on which side the services are, and since when."""
 REST_DEADLINE_S = 300.0
 ENDED = ("undone", "verified")
 BACK = "hybridlab run 075 --set cut_over.direction=back"
 
 
 # -- what is so --------------------------------------------------------------------------------------------------------
-def mark_of(namespace: Mapping[str, Json] | None) -> tuple[str, str]:
-    """The side that a finished cut-over left the services on ("cluster", "docker", or ""), and since when."""
-    text = str((namespace or {}).get("metadata", {}).get("annotations", {}).get(WHERE, ""))
-    state, _, since = text.partition(" ")
-    return state, since
-
-
 def is_up(live: Mapping[str, Json] | None) -> bool:
     """Whether a workload is there and wants pods."""
     if live is None:
@@ -148,24 +141,32 @@ def _start_old(ctx: Context, step: Step) -> Mapping[str, Json]:
 
 # -- before, between and after -----------------------------------------------------------------------------------------
 def _preflight(ctx: Context, step: Step) -> Mapping[str, Json]:
-    """Whether every claim is large enough for its source, and the server takes every workload. Nothing is changed."""
+    """Whether claims and disks have room, the server takes every workload, and the way in is there. Changes nothing."""
     move = moving.move_of(ctx)
-    sizes = {}
+    need_connector(ctx, move)
+    sizes: dict[str, int] = {}
+    places = {}
     for transfer in transfers(ctx.params, move):
         if transfer.method == "dump":
             continue
         size = source_size(ctx, transfer.claim, move.project.name)
         room = int(parse_quantity(transfer.claim.size))
         sizes[transfer.claim.name] = size
+        places[transfer.claim.name] = seat(move, transfer.claim)
         if size > room:
             raise Refused(
                 f"claim {transfer.claim.name} is too small",
                 why=f"{transfer.claim.source} has {size:,} bytes, the claim {room:,}",
                 next_move="raise migrate.claim_gb, delete the claim, and run 070 again",
             )
+    rooms = on_all_names(list(sizes), lambda name: room_of(ctx, name, places[name]))
+    loads = [Load(name, size, rooms[name]) for name, size in sizes.items()]
+    need_room(ctx, loads)
+    need_node_disks(ctx, sum(load.more for load in loads))
     for obj in workloads(move).values():
         ctx.kube.apply(obj, dry_run=True)
-    return {"bytes": sizes, "workloads": len(workloads(move))}
+    free = {name: room.free for name, room in rooms.items()}
+    return {"bytes": sizes, "free": free, "workloads": len(workloads(move))}
 
 
 def _switch_port(ctx: Context, step: Step) -> Mapping[str, Json]:
@@ -174,30 +175,6 @@ def _switch_port(ctx: Context, step: Step) -> Mapping[str, Json]:
 
 def _unswitch(ctx: Context, step: Step) -> Mapping[str, Json]:
     return {"changed": ctx.kube.delete("v1", "Service", step.args["name"], ctx.params.migrate.namespace)}
-
-
-def _switch_tunnel(ctx: Context, step: Step) -> Mapping[str, Json]:
-    """The tunnel follows its token: cloudflared must be Ready in the cluster; its routes name these addresses."""
-    pods = [p for p in ctx.kube.list("v1", "Pod") if _is_cloudflared(p) and pod_ready(p)]
-    if not pods:
-        raise Refused(
-            "no cloudflared is Ready in the cluster",
-            where=step.target,
-            next_move="run 060-expose-services with a tunnel token, or set cut_over.switch to none",
-        )
-    namespace = ctx.params.migrate.namespace
-    routes = [
-        f"http://{service['metadata']['name']}.{namespace}:{port['port']}"
-        for service in ctx.kube.list("v1", "Service", namespace)
-        for port in service["spec"].get("ports", [])
-        if port.get("protocol", "TCP") == "TCP"
-    ]
-    ctx.say("routes of the tunnel may name: " + ", ".join(routes))
-    return {"pods": [p["metadata"]["name"] for p in pods], "routes": routes}
-
-
-def _is_cloudflared(pod: Mapping[str, Any]) -> bool:
-    return any("cloudflared" in c["image"].rsplit("/", 1)[-1] for c in pod["spec"]["containers"])
 
 
 def _finish(ctx: Context, step: Step) -> Mapping[str, Json]:
@@ -237,6 +214,8 @@ def roll_back(ctx: Context) -> tuple[str, ...]:
         name = port["metadata"]["name"]
         kube.delete("v1", "Service", name, namespace)
         undone.append(_undone(ctx, f"switch:{name.removesuffix('-published')}", f"Service {name}"))
+    if leave_tunnel(ctx):
+        undone.append(_undone(ctx, "switch:tunnel", "cloudflared"))
     move = moving.move_of(ctx)
     for service in reversed(start_order(move.project, workloads(move))):
         if rest(ctx, service):
@@ -273,8 +252,9 @@ def _guarded(action: Action) -> Action:
                 ctx.ledger.add(NAME, step.id, "unknown", target=step.target, detail={"roll_back": str(second)})
                 error.next_move = f"rolling back failed too ({second.what}): run {BACK}"
                 raise error from second
+            # a fact, not a move: it must be told as well where the step's outcome is unknown
             told = f"rolled back ({len(undone)} steps): the services run on the Docker host again"
-            error.next_move = f"{told}. {error.next_move}"
+            error.why = f"{error.why}; {told}".removeprefix("; ")
             raise
 
     return act
@@ -287,6 +267,7 @@ def _table() -> dict[str, Action]:
         "copy": _copy,
         "start-old": _start_old,
         "unswitch": _unswitch,
+        "unswitch-tunnel": unswitch_tunnel,
         "finish-back": _finish_back,
     }
     guarded = {
@@ -297,7 +278,7 @@ def _table() -> dict[str, Action]:
         "start": _start,
         "check": _check,
         "switch-port": _switch_port,
-        "switch-tunnel": _switch_tunnel,
+        "switch-tunnel": switch_tunnel,
         "finish": _finish,
     }
     return {**plain, **{name: _guarded(action) for name, action in guarded.items()}}

@@ -15,13 +15,28 @@ SWITCHED = "hybridlab.io/cut-over-port"
 
 
 def published(move: Move) -> dict[str, list[Mapping[str, Json]]]:
-    """The ports of each service that others than the Docker host itself could reach."""
+    """The ports of each service that others than the Docker host itself could reach; of two with one port the first."""
     found: dict[str, list[Mapping[str, Json]]] = {}
+    for owners in _by_port(move).values():
+        service, port = owners[0]
+        found.setdefault(service, []).append(port)
+    return found
+
+
+def clashes(move: Move) -> dict[str, list[str]]:
+    """Ports that several services publish, such as ``80/tcp``: a node has each once, on all its addresses."""
+    found = {key: [service for service, _ in owners] for key, owners in _by_port(move).items()}
+    return {key: services for key, services in found.items() if len(services) > 1}
+
+
+def _by_port(move: Move) -> dict[str, list[tuple[str, Mapping[str, Json]]]]:
+    found: dict[str, list[tuple[str, Mapping[str, Json]]]] = {}
     for service in workloads(move):
         for port in move.project.services[service].get("ports") or ():
             public = str(port.get("published") or "")
             if public.isdigit() and not _only_here(str(port.get("host_ip") or "")):
-                found.setdefault(service, []).append(port)
+                key = f"{public}/{port.get('protocol') or 'tcp'}"
+                found.setdefault(key, []).append((service, port))
     return found
 
 

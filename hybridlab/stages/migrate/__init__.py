@@ -15,6 +15,7 @@ from hybridlab.stages.helperpod import pod_ready, why_waiting
 from hybridlab.stages.migrate.copying import COPIED
 from hybridlab.stages.migrate.moving import MOVING, copy_step, load_step, move_of
 from hybridlab.stages.migrate.project import WORKLOADS, Move, load_move
+from hybridlab.stages.migrate.side import back_since
 from hybridlab.stages.migrate.transfers import (
     RUNNABLE,
     Transfer,
@@ -37,12 +38,16 @@ READY_DEADLINE_S = 600.0
 
 @dataclass(frozen=True)
 class Seen:
-    """The move as it would be, the objects against it, and which claims hold copied data (digest by claim)."""
+    """The move as it would be, the objects against it, and which claims hold copied data (digest by claim).
+
+    ``back_since``: when 075 gave the services back to the Docker host; empty where it did not.
+    """
 
     move: Move | None = None
     objects: Differences = field(default_factory=Differences)
     copied: Mapping[str, str] = field(default_factory=dict)
     docker_host: str = ""
+    back_since: str = ""
 
 
 def look(ctx: Context) -> Seen:
@@ -58,7 +63,13 @@ def look(ctx: Context) -> Seen:
         if mark:
             copied[claim["metadata"]["name"]] = mark
     host = ctx.params.migrate.docker_host
-    return Seen(move, look_objects(kube, wanted_objects(move)), copied, host.address if host else "")
+    objects = look_objects(kube, wanted_objects(move))
+    return Seen(move, objects, copied, host.address if host else "", _back_since(ctx))
+
+
+def _back_since(ctx: Context) -> str:
+    kube = ctx.kube_or_none
+    return back_since(kube.get("v1", "Namespace", ctx.params.migrate.namespace)) if kube else ""
 
 
 def wanted_objects(move: Move) -> tuple[Obj, ...]:
@@ -90,14 +101,13 @@ def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
     early = [ref(workloads(move)[t.service]) for t in loads]
     steps = apply_steps([o for o in wanted if o["kind"] not in WORKLOADS], seen.objects, reasons)
     steps += [copy_step(t, seen.docker_host) for t in copies]
-    if params.migrate.start:
+    if params.migrate.start and not seen.back_since:
         steps += apply_steps([o for o in wanted if ref(o) in early], seen.objects, reasons)
         steps += [load_step(t, seen.docker_host) for t in loads]
         late = [o for o in wanted if o["kind"] in WORKLOADS and ref(o) not in early]
         steps += apply_steps(late, seen.objects, reasons)
     else:
-        text = "migrate.start is false: no workload is started" + (", so no dump is loaded" if loads else "")
-        findings.append(Finding("note", "workloads", text, "075-cut-over starts them"))
+        findings.append(_not_started(seen, bool(loads)))
     expected = {"namespace": params.migrate.namespace, "claims": [c.name for c in move.manifests.claims]}
     return Plan(NAME, tuple(_with_secrets(s) for s in steps), expected, tuple(findings))
 
@@ -124,6 +134,17 @@ def _plan_data(
         else:
             (loads if transfer.loads else copies).append(transfer)
     return copies, loads
+
+
+def _not_started(seen: Seen, loads: bool) -> Finding:
+    """Why no workload is planned. What went back runs on the Docker host: both would be written to."""
+    rest = ", so no dump is loaded" if loads else ""
+    if seen.back_since:
+        text = f"075 gave the services back to the Docker host ({seen.back_since}): none is started here{rest}"
+        return Finding("warning", "workloads", text, "run 075 to move them again; it takes their data anew")
+    return Finding(
+        "note", "workloads", f"migrate.start is false: no workload is started{rest}", "075-cut-over starts them"
+    )
 
 
 def _busy(claim: str, services: list[str]) -> Finding:
@@ -199,8 +220,8 @@ def verify(ctx: Context) -> tuple[Check, ...]:
     move = load_move(ctx, ctx.params_base)
     if move is None:
         return ()
-    if not ctx.params.migrate.start:
-        return tuple(_data_checks(ctx, move))
+    if not ctx.params.migrate.start or _back_since(ctx):
+        return tuple(_data_checks(ctx, move, started=False))
     namespace = ctx.params.migrate.namespace
     arch = {n.name: n.arch for n in ctx.kube.nodes()}
     services = [o for o, owner in owned(move) if o["kind"] in WORKLOADS[:3] and owner in placed(move)]
@@ -235,20 +256,20 @@ def verify(ctx: Context) -> tuple[Check, ...]:
         where = ", ".join(f"{n} ({arch.get(n, '?')})" for n in nodes)
         ok = all(not placement.architectures or arch.get(n) in placement.architectures for n in nodes)
         checks.append(Check(f"service {names[name]}", ok, f"Ready on {where}; {placement.reason}"))
-    return (*checks, *_data_checks(ctx, move))
+    return (*checks, *_data_checks(ctx, move, started=True))
 
 
 def _state(ctx: Context, pods: list[dict[str, Json]]) -> str:
     return why_waiting(ctx.kube, pods[0]) if pods else "no pod"
 
 
-def _data_checks(ctx: Context, move: Move) -> list[Check]:
+def _data_checks(ctx: Context, move: Move, *, started: bool) -> list[Check]:
     if ctx.params.migrate.docker_host is None:
         return []
     checks = []
     for transfer in transfers(ctx.params, move):
         name = transfer.claim.name
-        if transfer.loads and not ctx.params.migrate.start:
+        if transfer.loads and not started:
             continue
         live = ctx.kube.get("v1", "PersistentVolumeClaim", name, ctx.params.migrate.namespace)
         mark = str((live or {}).get("metadata", {}).get("annotations", {}).get(COPIED, ""))

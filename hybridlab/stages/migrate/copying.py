@@ -9,13 +9,15 @@ import posixpath
 from collections.abc import Callable, Mapping
 
 from hybridlab.compose import ClaimSource
+from hybridlab.compose.names import label
 from hybridlab.errors import CommandFailed, Refused
 from hybridlab.models import HostAddress, Json
 from hybridlab.ports import Context
 from hybridlab.stages.claims import Digest, differences, parse_digest
 from hybridlab.stages.helperpod import MOUNT, Seat, running_helper
 from hybridlab.stages.migrate.dockerside import source_path
-from hybridlab.stages.migrate.streams import EXIT_CHANGED, Outflow
+from hybridlab.stages.migrate.room import Load, need_room, parse_room
+from hybridlab.stages.migrate.streams import DEADLINE_S, EXIT_CHANGED, Outflow
 from hybridlab.stages.nodes import HELPER, helper_source
 
 COPIED = "hybridlab.io/copied-sha256"
@@ -41,11 +43,13 @@ def copy_claim(
     before = _source_digest(ctx, host, path)
     _same_shape(claim, before, f"{host.address}:{path}")
     inside = f"{MOUNT}/{claim.file}" if claim.file else MOUNT
-    pod = f"hybridlab-copy-{claim.name}"[:63].rstrip("-")
+    pod = label(f"hybridlab-copy-{claim.name}")
     sent, delta = 0, True
     changed: tuple[str, ...] = ()
     wrong: tuple[str, ...] = ()
     with running_helper(ctx, namespace, pod, {claim.name: MOUNT}, seat=seat) as call:
+        node = str((ctx.kube.get("v1", "Pod", pod, namespace) or {}).get("spec", {}).get("nodeName", ""))
+        need_room(ctx, [Load(claim.name, before.size, parse_room(node, call("room", MOUNT)))])
         for number in range(1, ROUNDS + 1):
             ctx.say(f"{claim.name}: round {number}, {before.bytes:,} bytes in {claim.source}")
             argv = ["python3", HELPER, "archive", path, *(_have(ctx, host, claim, call) if delta else ())]
@@ -60,7 +64,7 @@ def copy_claim(
                 ctx.say(f"{claim.name}: the source changed while it was copied: {', '.join(changed[:3])}")
                 before = after
                 continue
-            copied = parse_digest(call("digest", inside))
+            copied = parse_digest(call("digest", inside, timeout_s=DEADLINE_S))
             wrong = differences(after.entries, copied.entries)
             if not wrong:
                 break
@@ -91,9 +95,12 @@ def source_size(ctx: Context, claim: ClaimSource, project: str) -> int:
 
 
 def _have(ctx: Context, host: HostAddress, claim: ClaimSource, call: Call) -> tuple[str, ...]:
-    """What the claim holds already, put beside the helper on the Docker host; nothing for an empty claim."""
-    lines = call("digest", MOUNT, "--quick")
-    if not any('"type": "file"' in line for line in lines.splitlines()):
+    """What the claim holds already, put beside the helper on the Docker host; nothing for an empty claim.
+
+    Of a large file that broke off too: how much there is of it, with its checksum.
+    """
+    lines = call("digest", MOUNT, "--quick", timeout_s=DEADLINE_S)
+    if not any('"type": "file"' in line or '"type": "part"' in line for line in lines.splitlines()):
         return ()
     there = posixpath.join(posixpath.dirname(HELPER), f"have-{claim.name}.jsonl")
     ctx.docker_hosts.put(host, lines.encode(), there, mode=0o600, sudo=True)
@@ -102,7 +109,7 @@ def _have(ctx: Context, host: HostAddress, claim: ClaimSource, call: Call) -> tu
 
 def _extract(call: Call, pieces: Outflow, claim: ClaimSource) -> None:
     try:
-        call("extract", MOUNT, "--clean", stdin=iter(pieces))
+        call("extract", MOUNT, "--clean", stdin=iter(pieces), timeout_s=DEADLINE_S)
     except Refused as error:
         if FULL not in error.why:
             raise
@@ -146,7 +153,7 @@ def _source_digest(ctx: Context, host: HostAddress, path: str, *options: str) ->
     pieces: list[bytes] = []
     argv = ["python3", HELPER, "digest", path, *options]
     try:
-        ctx.docker_hosts.stream(host, argv, stdout=pieces.append, sudo=True, timeout_s=3600)
+        ctx.docker_hosts.stream(host, argv, stdout=pieces.append, sudo=True, timeout_s=DEADLINE_S)
     except CommandFailed as error:
         if error.exit_status != EXIT_CHANGED:  # what changed while it was read shows as a difference to the next digest
             raise

@@ -32,7 +32,8 @@ class Container:
 def containers(ctx: Context, project: str) -> tuple[Container, ...]:
     """Every container of a Compose project, running or not, by the labels that Compose gives them."""
     host = ctx.site.docker_host()
-    argv = ["docker", "ps", "-a", "--filter", f"label={LABEL}.project={project}", "--format", "json"]
+    # "json" alone is no format to Docker before 23.0, which Debian 12 has: it would print that very word
+    argv = ["docker", "ps", "-a", "--filter", f"label={LABEL}.project={project}", "--format", "{{json .}}"]
     names = [json.loads(line)["Names"] for line in ctx.docker_hosts.run(host, argv).stdout.splitlines()]
     if not names:
         return ()

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from hybridlab.compose import ClaimSource
-from hybridlab.errors import NotFound, Refused
+from hybridlab.compose.names import label
+from hybridlab.errors import CommandFailed, NotFound, Refused
 from hybridlab.models import Json
 from hybridlab.ports import Context
 from hybridlab.stages.helperpod import MOUNT, Seat, digest_summary, pod_ready, running_helper
@@ -19,9 +20,26 @@ from hybridlab.stages.migrate.dockerside import containers
 from hybridlab.stages.migrate.streams import DEADLINE_S, Outflow, framed
 from hybridlab.stages.objects import Obj
 
-_ROOT = 'export MYSQL_PWD="${MARIADB_ROOT_PASSWORD:-$MYSQL_ROOT_PASSWORD}"; exec '
-_WHOLE = " --all-databases --single-transaction --routines --events --flush-privileges --user=root"
-_ROLE = '"${POSTGRES_USER:-postgres}"'
+# as the official images do it: a value in the environment, or in the file that NAME_FILE names (a Docker secret)
+_ROOT = (
+    'f="${MARIADB_ROOT_PASSWORD_FILE:-$MYSQL_ROOT_PASSWORD_FILE}"; p="${MARIADB_ROOT_PASSWORD:-$MYSQL_ROOT_PASSWORD}"; '
+    'export MYSQL_PWD="${p:-${f:+$(cat "$f")}}"; '
+)
+# a row grows when its bytes are escaped, so the limits that let it in (16 MB, 24 MB to dump) need not let it through;
+# the server's own holds again from its next start
+_PACKET = " --max-allowed-packet=1G"
+_TAKES_ALL = ' --user=root --execute="SET GLOBAL max_allowed_packet=1073741824" && '
+_WHOLE = f" --all-databases --single-transaction --routines --events --flush-privileges{_PACKET} --user=root"
+_HEALTH = "/var/lib/mysql/.my-healthcheck.cnf"
+# the dump brought the old account of the image's health check, and the new image has a password of its own in a file:
+# without this the pod would never be Ready again
+_HEALTHY = f"""{{ [ ! -f {_HEALTH} ] || for h in localhost 127.0.0.1 ::1; do \
+sed -n "s/^password=\\(.*\\)/CREATE USER IF NOT EXISTS healthcheck@'$h'; \
+SET PASSWORD FOR healthcheck@'$h' = PASSWORD('\\1');/p" {_HEALTH}; done | mariadb --user=root; }}"""
+_ROLE = (
+    'f="$POSTGRES_USER_FILE"; u="${POSTGRES_USER:-${f:+$(cat "$f")}}"; '
+    'f="$POSTGRES_PASSWORD_FILE"; export PGPASSWORD="${POSTGRES_PASSWORD:-${f:+$(cat "$f")}}"; '
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +66,8 @@ TOOLS = (
         "PostgreSQL",
         ("postgres", "postgis", "pgvector", "timescaledb"),
         ("/var/lib/postgresql/data", "/var/lib/postgresql"),
-        f"exec pg_dumpall --clean --if-exists --username={_ROLE}",
-        f"exec psql --quiet --username={_ROLE} --dbname=postgres",
+        f'{_ROLE}exec pg_dumpall --clean --if-exists --username="${{u:-postgres}}"',
+        f'{_ROLE}exec psql --quiet --username="${{u:-postgres}}" --dbname=postgres',
         head=b"PostgreSQL database cluster dump",
         tail=b"PostgreSQL database cluster dump complete",
         # --clean drops roles first, which can't work for the one that loads
@@ -59,16 +77,16 @@ TOOLS = (
         "MariaDB",
         ("mariadb",),
         ("/var/lib/mysql",),
-        f"{_ROOT}mariadb-dump{_WHOLE}",
-        f"{_ROOT}mariadb --user=root",
+        f"{_ROOT}exec mariadb-dump{_WHOLE}",
+        f"{_ROOT}mariadb{_TAKES_ALL}mariadb{_PACKET} --user=root && {_HEALTHY}",
         tail=b"-- Dump completed",
     ),
     Tool(
         "MySQL",
         ("mysql", "percona", "percona-server"),
         ("/var/lib/mysql",),
-        f"{_ROOT}mysqldump{_WHOLE}",
-        f"{_ROOT}mysql --user=root",
+        f"{_ROOT}exec mysqldump{_WHOLE}",
+        f"{_ROOT}mysql{_TAKES_ALL}exec mysql{_PACKET} --user=root",
         tail=b"-- Dump completed",
     ),
     Tool("Redis", ("redis",), ("/data",), "exec redis-cli --rdb -", file="dump.rdb", head=b"REDIS"),
@@ -97,12 +115,21 @@ def dump_into_claim(
 ) -> Mapping[str, Json]:
     """Put a dump into the claim as the file that the database reads when it starts; the claim must be at rest."""
     namespace = ctx.params.migrate.namespace
-    pod = f"hybridlab-dump-{claim.name}"[:63].rstrip("-")
+    pod = label(f"hybridlab-dump-{claim.name}")
     with (
         running_helper(ctx, namespace, pod, {claim.name: MOUNT}, seat=seat) as call,
         _outflow(ctx, claim, service, project, tool) as pieces,
     ):
-        held = digest_summary(call("receive", f"{MOUNT}/{tool.file}", "--mode=644", stdin=framed(iter(pieces))))
+        receive = ("receive", f"{MOUNT}/{tool.file}", "--mode=644")
+        try:
+            held = digest_summary(call(*receive, stdin=framed(iter(pieces)), timeout_s=DEADLINE_S))
+        except CommandFailed as error:
+            if "NOAUTH" in error.stderr:
+                error.next_move = (
+                    f"its password is in its command line only: give the container REDISCLI_AUTH in its environment, "
+                    f"or set migrate.data.{service}.method to stop"
+                )
+            raise
     _whole(pieces, service, tool)
     if held["sha256"] != pieces.sha256:
         raise Refused(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hybridlab.compose import Manifests, Options, Preference, Project, convert, read_project
 from hybridlab.errors import BadInput
-from hybridlab.models import ImageInfo, Json, NodeCapacity
+from hybridlab.models import Arch, ImageInfo, Json, NodeCapacity, NodeWish
 from hybridlab.params import Params
 from hybridlab.ports import Context, Kube
 from hybridlab.quantity import parse_quantity
-from hybridlab.stages.nodes import SMALL_TAINT, is_small
+from hybridlab.stages.nodes import SMALL_TAINT, is_small, known_wishes
 from hybridlab.stages.scores import weights
 
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
@@ -47,7 +47,8 @@ def load_move(ctx: Context, base: Path) -> Move | None:
         preference=preference,
         publish="load-balancer" if ctx.params.expose.method == "traefik" else "cluster-ip",
     )
-    nodes = capacities(ctx.kube_or_none, ctx.params)
+    kube = ctx.kube_or_none
+    nodes = capacities(kube, ctx.params, known_wishes(ctx) if kube is None else ())
     return Move(project, images, convert(project, images, nodes, options))
 
 
@@ -76,21 +77,22 @@ def _preference(ctx: Context) -> Preference:
     return Preference({choice: 100, other: 1}, f"migrate.prefer; {why}")
 
 
-def capacities(kube: Kube | None, params: Params) -> tuple[NodeCapacity, ...]:
+def capacities(kube: Kube | None, params: Params, wishes: Sequence[NodeWish] = ()) -> tuple[NodeCapacity, ...]:
     """The nodes with what the services of this project may use: free, plus what the project itself uses now.
 
-    So the second plan sees the same room as the first. Before there is a cluster: the wishes.
+    So the second plan sees the same room as the first. Before there is a cluster: ``wishes``, or the params' own.
+    Raises BadInput where their architecture isn't known.
     """
     if kube is None:
         return tuple(
             NodeCapacity(
                 w.name,
-                w.arch,
+                _arch_of(w),
                 int(max(w.ocpus, 1) * 1000),
                 int(w.memory_gb * 2**30),
                 (SMALL_TAINT,) if is_small(w) and params.bootstrap.taint_small else (),
             )
-            for w in params.wishes
+            for w in wishes or params.wishes
         )
     used: dict[str, tuple[int, int]] = {}
     for pod in kube.list("v1", "Pod", params.migrate.namespace):
@@ -116,6 +118,15 @@ def capacities(kube: Kube | None, params: Params) -> tuple[NodeCapacity, ...]:
             )
         )
     return tuple(found)
+
+
+def _arch_of(wish: NodeWish) -> Arch:
+    if wish.arch is None:
+        raise BadInput(
+            f"the architecture of {wish.name} is not known yet",
+            next_move="run 030 first: it looks; or state nodes[].arch",
+        )
+    return wish.arch
 
 
 def requests_of(pod: Mapping[str, Json]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from hybridlab.errors import NotFound
 from hybridlab.models import Check, CloudInstance, CloudResource, Finding, Json, NodeWish, SecurityRule
 from hybridlab.params import Params
 from hybridlab.plan import Plan, Step, unknown
-from hybridlab.ports import TAG, Context
+from hybridlab.ports import FRESH_S, TAG, Context
 from hybridlab.stages.base import Action, Upstream
 from hybridlab.stages.nodes import NODE_TAG, instances_by_node, ours
 from hybridlab.stages.provision.launch import launch_node, make_ssh_key, start_node
@@ -33,14 +33,18 @@ class Seen:
 
 def look(ctx: Context) -> Seen:
     """Read the compartment's VMs, networks and the rules of our security group."""
+    return _look(ctx, ctx.max_age_s)
+
+
+def _look(ctx: Context, max_age_s: float) -> Seen:
     if ctx.params.site == "byo":
         return Seen()
-    resources = ctx.oracle.resources()
-    nsg = find(resources, "nsg", ctx.params.cluster)
+    survey = ctx.oracle.survey(_tags(ctx), max_age_s=max_age_s)
+    nsg = find(survey.resources, "nsg", ctx.params.cluster)
     return Seen(
-        instances=ctx.oracle.instances(),
-        resources=resources,
-        rules=ctx.oracle.rules(nsg.id) if nsg else (),
+        instances=survey.instances,
+        resources=survey.resources,
+        rules=survey.rules.get(nsg.id, ()) if nsg else (),
         operator_cidr=operator_cidr(ctx),
         ssh_key=ctx.secrets.get("ssh_key") is not None,
     )
@@ -258,10 +262,14 @@ ACTIONS: Mapping[str, Action] = {
 
 
 def verify(ctx: Context) -> tuple[Check, ...]:
-    """Every VM is what was asked for, reachable by SSH, and the security group has exactly the wanted rules."""
+    """Every VM is what was asked for, and the security group has exactly the wanted rules.
+
+    Where nothing was changed since the look, and that was moments ago, it is not asked again: the answers would be the
+    same. After any change, whatever came of it, Oracle is looked at anew.
+    """
     if ctx.params.site == "byo":
         return ()
-    seen = look(ctx)
+    seen = _look(ctx, FRESH_S)
     vms = instances_by_node(seen.instances, ctx.params.cluster)
     checks = []
     for wish in ctx.params.wishes:

@@ -1,32 +1,19 @@
-"""Launching one VM: the hunt for capacity over availability domains, never doubling a launch, never hammering."""
+"""Launching one VM and starting a stopped one: until it runs, is tagged, and answers SSH."""
 
 from __future__ import annotations
 
-import random
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from hybridlab.errors import (
-    BadInput,
-    DeadlineExceeded,
-    LimitReached,
-    NotFound,
-    OutOfCapacity,
-    Refused,
-    TooManyRequests,
-    Unreachable,
-)
+from hybridlab.errors import BadInput, NotFound, Refused
 from hybridlab.models import CloudInstance, HostAddress, Json, LaunchRequest, NodeWish
 from hybridlab.plan import Step
 from hybridlab.ports import Context
-from hybridlab.stages.nodes import instances_by_node
+from hybridlab.stages.provision.hunt import Hunt, existing, hunt_for
 from hybridlab.wait import wait_until
 
 RUNNING_DEADLINE_S = 600.0
 SSH_DEADLINE_S = 300.0
 CLOUD_INIT_DEADLINE_S = 600.0
-PAUSE_MAX_S = 600.0
-DEGRADED = (1.0, 6.0)  # OCPU, GB: what the article's second node has
 
 
 def launch_node(
@@ -36,10 +23,25 @@ def launch_node(
 
     A VM of that node that is there already (an earlier launch whose answer was lost) is taken, not doubled.
     """
-    attempts: list[dict[str, Json]] = []
-    vm = _existing(ctx, wish.name)
-    if vm is None:
-        vm = _hunt(ctx, step, wish, subnet_id, nsg_id, tags, attempts)
+    params = ctx.params.provision
+    where = ctx.state / "hunts" / f"{wish.name}.json"
+    hunt = Hunt(where, wish, ctx.clock, deadline_s=params.capacity_deadline_s, pause_s=params.capacity_pause_s)
+    if existing(ctx, wish.name) is None:
+        request = LaunchRequest(
+            name=wish.name,
+            shape=wish.shape,
+            ocpus=wish.ocpus,
+            memory_gb=wish.memory_gb,
+            boot_volume_gb=wish.boot_volume_gb,
+            image_id="",
+            availability_domain="",
+            subnet_id=subnet_id,
+            nsg_id=nsg_id,
+            authorized_keys=public_key(ctx),
+            tags=tags,
+        )
+        hunt_for(ctx, step, wish, hunt, request)
+    attempts = hunt.over()
     vm = _wait_running(ctx, wish.name)
     if vm.boot_volume_id:
         ctx.oracle.tag_boot_volume(vm.boot_volume_id, tags)
@@ -50,7 +52,7 @@ def launch_node(
 def start_node(ctx: Context, step: Step) -> Mapping[str, Json]:
     """Start a stopped VM and wait until it answers SSH."""
     name = step.args["node"]
-    vm = _existing(ctx, name)
+    vm = existing(ctx, name)
     if vm is None:
         raise NotFound(f"node {name} has no VM", next_move="run 020 again")
     if vm.state == "STOPPING":
@@ -92,118 +94,11 @@ def public_key(ctx: Context) -> str:
     return public.reveal().strip()
 
 
-def _existing(ctx: Context, name: str) -> CloudInstance | None:
-    return instances_by_node(ctx.oracle.instances(), ctx.params.cluster).get(name)
-
-
 def _need(ctx: Context, name: str) -> CloudInstance:
-    vm = _existing(ctx, name)
+    vm = existing(ctx, name)
     if vm is None:
         raise NotFound(f"the VM of node {name} is gone", next_move="run 020 again")
     return vm
-
-
-def _hunt(
-    ctx: Context,
-    step: Step,
-    wish: NodeWish,
-    subnet_id: str,
-    nsg_id: str,
-    tags: Mapping[str, str],
-    attempts: list[dict[str, Json]],
-) -> CloudInstance:
-    """Ask one availability domain after another, then pause and begin again, until the deadline."""
-    params = ctx.params.provision
-    image = ctx.oracle.newest_image(wish.shape, wish.arch, os=params.image_os, version=params.image_version)
-    domains = [s.availability_domain for s in ctx.oracle.shapes() if s.name == wish.shape]
-    if not domains:
-        raise NotFound(f"no availability domain offers {wish.shape}", next_move="drop the node from the params")
-    end, pause = ctx.clock.now() + params.capacity_deadline_s, params.capacity_pause_s
-    while True:
-        for ocpus, memory_gb in _sizes(wish, degrade=params.degrade):
-            for domain in tuple(domains):
-                request = LaunchRequest(
-                    name=wish.name,
-                    shape=wish.shape,
-                    ocpus=ocpus,
-                    memory_gb=memory_gb,
-                    boot_volume_gb=wish.boot_volume_gb,
-                    image_id=image.id,
-                    availability_domain=domain,
-                    subnet_id=subnet_id,
-                    nsg_id=nsg_id,
-                    authorized_keys=public_key(ctx),
-                    tags=tags,
-                )
-                vm, answer = _attempt(ctx, step, request)
-                attempts.append({"availability_domain": domain, "ocpus": ocpus, "answer": answer})
-                if vm is not None:
-                    return vm
-                if answer.startswith("not offered"):
-                    domains.remove(domain)
-        if not domains:
-            raise NotFound(f"no availability domain takes {wish.shape}", why=str(attempts[-1]["answer"]))
-        left = end - ctx.clock.now()
-        if left <= 0:
-            raise DeadlineExceeded(
-                f"no capacity for {wish.name} within {params.capacity_deadline_s:g} s",
-                where=f"{wish.shape} in {', '.join(domains)}",
-                why=f"{len(attempts)} attempts, last answer: {attempts[-1]['answer']}",
-                next_move="run 020 again later (it goes on), raise provision.capacity_deadline_s, or allow degrade",
-            )
-        nap = min(pause * random.uniform(0.75, 1.25), left)
-        ctx.say(f"VM {wish.name}: no capacity in any domain; {len(attempts)} attempts, next in {nap:.0f} s")
-        ctx.clock.sleep(nap)
-        pause = min(pause * 1.5, PAUSE_MAX_S)
-
-
-def _sizes(wish: NodeWish, *, degrade: bool) -> Sequence[tuple[float, float]]:
-    wanted = (wish.ocpus, wish.memory_gb)
-    return (wanted, DEGRADED) if degrade and wish.arch == "arm64" and wanted != DEGRADED else (wanted,)
-
-
-def _attempt(ctx: Context, step: Step, request: LaunchRequest) -> tuple[CloudInstance | None, str]:
-    """One launch in one domain: the VM, or None and the answer. What no other domain will change is raised.
-
-    The same retry token is used again only while the outcome is unknown, so that Oracle itself can't double it.
-    """
-    token, throttled = uuid.uuid4().hex, 0
-    while True:
-        try:
-            vm = ctx.oracle.launch(request, retry_token=token)
-        except OutOfCapacity as error:
-            ctx.say(f"VM {request.name}: {request.availability_domain}: {error.why or error.what}")
-            return None, "out of capacity"
-        except TooManyRequests:
-            throttled += 1
-            if throttled > 6:
-                return None, "too many requests"
-            ctx.clock.sleep(min(2.0**throttled, 60) * random.uniform(0.5, 1.0))
-            token = uuid.uuid4().hex
-        except NotFound as error:
-            ctx.say(f"VM {request.name}: {request.availability_domain}: {error.why or error.what}")
-            return None, f"not offered here ({error.code})"
-        except LimitReached as error:
-            if _used(ctx, request.shape):
-                raise
-            # with nothing of the kind in use the limit can't be reached: a phantom, which clears by itself
-            return None, f"phantom limit ({error.why})"
-        except Unreachable as error:
-            found = _existing(ctx, request.name)
-            if found is not None:
-                return found, "answer lost, VM found"
-            throttled += 1
-            if throttled > 3:
-                raise
-            ctx.say(f"VM {request.name}: answer lost ({error.why}); asking again with the same token")
-            ctx.clock.sleep(2.0)
-        else:
-            ctx.ledger.add("provision", step.id, "started", effect="create", target=step.target, detail={"id": vm.id})
-            return vm, "accepted"
-
-
-def _used(ctx: Context, shape: str) -> bool:
-    return any(vm.shape == shape and vm.state != "TERMINATED" for vm in ctx.oracle.instances())
 
 
 def _wait_running(ctx: Context, name: str) -> CloudInstance:

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from hybridlab.lab.hosts.call import Call, Command
-from hybridlab.lab.hosts.commands import apt, copies, docker, fileops, identity, k3s, kernel, network, python, services
+from hybridlab.lab.hosts.commands import (
+    apt,
+    copies,
+    docker,
+    fetch,
+    fileops,
+    identity,
+    k3s,
+    kernel,
+    network,
+    python,
+    services,
+)
 
 TABLE: dict[str, Command] = {
     **identity.TABLE,
@@ -13,6 +25,7 @@ TABLE: dict[str, Command] = {
     **services.TABLE,
     **kernel.TABLE,
     **network.TABLE,
+    **fetch.TABLE,
     **k3s.TABLE,
     **python.TABLE,
     **docker.TABLE,

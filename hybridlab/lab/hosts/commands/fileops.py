@@ -285,7 +285,12 @@ async def install(call: Call) -> int:
     if data_from.is_dir:
         return await call.fail(f"install: omitting directory '{source}'")
     scratch = posixpath.join(call.cwd, dest) + ".install-tmp"
-    copy_file(call, source, scratch)
+    try:
+        copy_file(call, source, scratch)
+    except OSError:
+        if files.exists(scratch):
+            files.remove(scratch)
+        raise
     files.rename(scratch, dest, cwd=call.cwd, asker=call.user)
     finish(dest)
     return 0

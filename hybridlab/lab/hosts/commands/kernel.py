@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 
 from hybridlab.lab.hosts.call import Call, Command, Usage, split_options
 from hybridlab.lab.hosts.host import SWAP_SIGNATURE, SWAP_SIGNATURE_AT
+from hybridlab.lab.hosts.space import reserve
 
 MODULES = frozenset(
     [
@@ -125,8 +127,9 @@ async def fallocate(call: Call) -> int:
         return await call.fail("fallocate: fallocate failed: No space left on device")
     existing = call.host.files.exists(words[0], cwd=call.cwd)
     with call.host.files.open_write(words[0], "r+b" if existing else "wb", cwd=call.cwd, asker=call.user) as file:
-        # the lab gives the length, not the blocks: this disk is somebody's own
-        file.truncate(max(size_of(length), os.fstat(file.fileno()).st_size))
+        size = max(size_of(length), os.fstat(file.fileno()).st_size)
+    # the lab gives the length, not the blocks: this disk is somebody's own
+    reserve(call.host, posixpath.join(call.cwd, words[0]), size)
     return 0
 
 

@@ -24,6 +24,7 @@ QUIT = b"\n\\q\n"  # what ends a client's input where the connection can't
 CANNOT_RUN = 127
 FAULT = "unhealthy"
 MOST = 64 * 1024 * 1024
+DISK_NOTE = "lab: answered from the machine's disk"
 NOTE = "lab: answered from the Service and its endpoints"
 
 
@@ -56,7 +57,21 @@ class StandIns:
                 rows = [self._probe(pod, target) for target in argv[3:] if not target.startswith("-")]
                 await stdout(json.dumps(rows).encode() + b"\n")
                 return 0
+            if argv[2] == "room":
+                await stdout(json.dumps(self._room(pod, argv[3], mounts)).encode() + b"\n")
+                return 0
         return None
+
+    # -- disks -------------------------------------------------------------------------------------------------------
+    def _room(self, pod: Obj, path: str, mounts: Sequence[Mount]) -> dict[str, Any]:
+        """What the machine's disk has free, not the one that the lab is on; ``held`` is what really lies there."""
+        hosts = self._context.world.hosts
+        machine = hosts.machine_at(str(pod.get("status", {}).get("hostIP", "")))
+        size, used = hosts.disk(machine.id) if machine else (0, 0)
+        folder = next((m.real for m in mounts if m.path == path), None)
+        files = [p.lstat() for p in folder.rglob("*") if p.is_file() and not p.is_symlink()] if folder else []
+        held = sum(min(info.st_size, info.st_blocks * 512) for info in files)
+        return {"device": 1, "total": size, "free": max(0, size - used), "held": held, "note": DISK_NOTE}
 
     # -- databases ---------------------------------------------------------------------------------------------------
     async def _load(
