@@ -132,7 +132,7 @@ def run(
 
     A runbook is named by its number (020), its name or its stage (provision). 900 and 910 run only when named.
     """
-    from hybridlab.cluster import find_root
+    from hybridlab.home import find_root
     from hybridlab.runner.batch import run_batch
     from hybridlab.runner.preflight import check_approvals, find_runbooks, read_runbook
 
@@ -159,7 +159,7 @@ def run(
 
 def _lab_for(root: Path, params_file: str, sets: tuple[str, ...], stages: Sequence[str] = ()) -> None:
     """Start the lab when the params are for it and it doesn't run; what was asked is checked first."""
-    from hybridlab.cluster import lab_directory
+    from hybridlab.home import lab_directory
     from hybridlab.runner.preflight import check_request, check_writable
 
     _, params = check_request(root, params_file, sets, stages)
@@ -218,7 +218,7 @@ def _shown(path: Path) -> str:
 @click.option("--single-file", is_flag=True, help="One HTML file with everything in it.")
 def report(run: str, single_file: bool) -> None:
     """Make the report of a RUN anew (its id or a part of it; the last one by default)."""
-    from hybridlab.cluster import find_root
+    from hybridlab.home import find_root
     from hybridlab.runner.report import find_run, write_report
 
     root = find_root()
@@ -231,7 +231,7 @@ def report(run: str, single_file: bool) -> None:
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
 def open_(params_file: str, port: int, no_browser: bool) -> None:
     """Open the runbooks in JupyterLab, on this machine only; starts the lab when the params are for it."""
-    from hybridlab.cluster import find_root, lab_directory
+    from hybridlab.home import find_root, lab_directory
 
     root = find_root()
     _lab_for(root, params_file, ())
@@ -292,7 +292,7 @@ def status(params_file: str, as_json: bool) -> None:
 @_params_option
 def doctor(params_file: str) -> None:
     """Check what this machine and these params need; exit status 1 where something needed is missing."""
-    from hybridlab.cluster import find_root
+    from hybridlab.home import find_root
     from hybridlab.runner.doctor import examine, show
 
     if not show(examine(find_root(), params_file), _console()):

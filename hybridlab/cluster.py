@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from hybridlab import ports
 from hybridlab.errors import BadInput, GateClosed, NotFound, Unreachable, VerifyFailed
+from hybridlab.home import find_root, lab_directory
 from hybridlab.ledger import EvidenceStore, Ledger, SecretStore, locked, who
 from hybridlab.masking import all_forms, mask
 from hybridlab.models import Check, Gate, HandOver, HostAddress, Json
@@ -40,25 +41,6 @@ STAGES: Mapping[str, str] = {
 """Each stage's name and its runbook, in order."""
 
 ON_REQUEST = ("cut_over", "teardown", "maintain")  # run only when named: they stop services, or take things away
-
-
-def find_root(start: Path | None = None) -> Path:
-    """HYBRIDLAB_HOME, else the nearest parent folder with params/. Raises BadInput where there is none."""
-    home = os.environ.get("HYBRIDLAB_HOME")
-    if home:
-        return Path(home).resolve()
-    here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
-        if (folder / "params").is_dir():
-            return folder
-    raise BadInput(
-        "no params/ folder here or above", where=str(here), next_move="go to your clone, or set HYBRIDLAB_HOME"
-    )
-
-
-def lab_directory(root: Path) -> Path:
-    """HYBRIDLAB_LAB_DIR, else ``.lab`` under the root."""
-    return Path(os.environ.get("HYBRIDLAB_LAB_DIR") or root / ".lab").resolve()
 
 
 def new_run_id(cluster: str) -> str:
@@ -208,7 +190,22 @@ class Cluster:
                 getattr(self, name).interrupt()
 
     def refresh(self) -> None:
-        self._kube = None
+        kube, self._kube = self._kube, None
+        if kube is not None:
+            kube.close()
+
+    def close(self) -> None:
+        """Let go of every connection; whatever is used again connects anew."""
+        for name in ("oracle", "hosts", "docker_hosts", "registry", "s3"):
+            if name in self.__dict__:
+                self.__dict__.pop(name).close()
+        self.refresh()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def override(self, **changes: Json) -> None:
         """Change params for this session only, by dotted path; drivers are opened anew. Raises ParamsError."""
@@ -216,12 +213,10 @@ class Cluster:
         for key, value in changes.items():
             set_path(data, key, value)
         self.params = check_params(data, where=str(self.params_file))
-        for name in ("oracle", "hosts", "docker_hosts", "registry", "s3"):
-            self.__dict__.pop(name, None)
+        self.close()
         self.site = open_site(self.params, self.params_base, lab_directory(self.root))
         self.notes.clear()
         self.revision += 1
-        self.refresh()
 
     # -- stages ----------------------------------------------------------------------------------------------------
     def stage(self, name: str) -> StageRun:

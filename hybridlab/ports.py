@@ -37,7 +37,14 @@ Dial = Callable[[str, int], tuple[str, int]]
 Progress = Callable[[str], None]
 
 
-class Oracle(Protocol):
+class Closing(Protocol):
+    """Something that keeps connections open between calls."""
+
+    def close(self) -> None:
+        """Hang up; whoever goes on opens a new one."""
+
+
+class Oracle(Closing, Protocol):
     """Oracle Cloud, one compartment of it. Errors: AuthFailed, NotFound, Conflict, TooManyRequests, OutOfCapacity,
     LimitReached, Refused, Unreachable (the outcome of a change is unknown)."""
 
@@ -100,7 +107,7 @@ class Oracle(Protocol):
         """Oracle's capacity report (advisory): AVAILABLE, OUT_OF_HOST_CAPACITY, HARDWARE_NOT_SUPPORTED."""
 
 
-class Hosts(Protocol):
+class Hosts(Closing, Protocol):
     """Hosts over SSH. ``sudo`` runs as root. Errors: Unreachable, AuthFailed, CommandFailed, DeadlineExceeded."""
 
     def run(
@@ -139,7 +146,7 @@ class Hosts(Protocol):
         """Drop a host's pinned key and connection: the machine is gone, and its address may be another's next."""
 
 
-class Kube(Protocol):
+class Kube(Closing, Protocol):
     """The Kubernetes API, objects as plain dicts. Errors: NotFound, Conflict, Refused, AuthFailed, Unreachable."""
 
     def version(self) -> str: ...
@@ -189,12 +196,12 @@ class Kube(Protocol):
         """Ask for an eviction; False where a disruption budget says not now (429)."""
 
 
-class Registry(Protocol):
+class Registry(Closing, Protocol):
     def lookup(self, references: Sequence[str], *, progress: Progress | None = None) -> dict[str, ImageInfo]:
         """What the registries say of these references, asked concurrently. Unknown images are answers, not errors."""
 
 
-class S3(Protocol):
+class S3(Closing, Protocol):
     """One bucket. Errors: AuthFailed, NotFound, Refused, Unreachable."""
 
     bucket: str

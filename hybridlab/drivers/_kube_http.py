@@ -60,6 +60,9 @@ class Transport:
         self._configuration: Any = configuration
         self._client: Any = ApiClient(configuration)
 
+    def close(self) -> None:
+        self._client.close()
+
     @property
     def host(self) -> str:
         """The API server's base URL."""

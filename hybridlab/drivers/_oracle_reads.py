@@ -75,6 +75,10 @@ class Reads:
         """Requests made so far."""
         return self._caller.calls
 
+    def close(self) -> None:
+        for client in (self._identity, self._compute, self._network, self._storage, self._limits):
+            client.base_client.session.close()
+
     # -- the account -----------------------------------------------------------------------------------------------
     def availability_domains(self) -> tuple[str, ...]:
         if not self._domains:

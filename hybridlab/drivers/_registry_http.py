@@ -113,6 +113,9 @@ class RegistryClient:
         self._tokens: dict[tuple[str, str], tuple[str, float]] = {}
         self._closed: dict[str, CouldNotAsk] = {}
 
+    def close(self) -> None:
+        self._client.close()
+
     def new_round(self) -> None:
         """Forget which hosts were down or had their limit used up: ask them again."""
         with self._lock:

@@ -44,6 +44,9 @@ class KubeDriver:
         self._http = Transport(kubeconfig)
         self._kinds: dict[str, dict[str, _Resource]] = {}
 
+    def close(self) -> None:
+        self._http.close()
+
     # -- reading ---------------------------------------------------------------------------------------------------
     def version(self) -> str:
         """The API server's version, as ``v1.34.2+k3s1``."""

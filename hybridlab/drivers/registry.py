@@ -63,6 +63,9 @@ class RegistryDriver:
             rng=rng or random.Random(),
         )
 
+    def close(self) -> None:
+        self._client.close()
+
     @property
     def remaining(self) -> Mapping[str, int]:
         """Host → pulls left, as the host said last."""

@@ -66,6 +66,9 @@ class S3Driver:
         except ValueError as error:
             raise BadInput("the S3 endpoint is no URL", where=endpoint, why=str(error)) from error
 
+    def close(self) -> None:
+        self._client.close()
+
     def bucket_exists(self) -> bool:
         try:
             self._call(self._client.head_bucket, f"bucket {self.bucket}")

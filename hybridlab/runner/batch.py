@@ -18,8 +18,9 @@ from typing import Any
 
 from rich.console import Console
 
-from hybridlab.cluster import lab_directory, new_run_id
+from hybridlab.cluster import new_run_id
 from hybridlab.errors import BadInput, HybridlabError
+from hybridlab.home import lab_directory
 from hybridlab.ledger import Ledger, locked, now_iso, user_name
 from hybridlab.params import Params
 from hybridlab.runner.cell_rows import CellRows

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hybridlab.cluster import find_root, lab_directory
 from hybridlab.compose import Manifests, Options, Preference, Project, convert, read_project, write
 from hybridlab.errors import BadInput, HybridlabError, Unreachable
+from hybridlab.home import find_root, lab_directory
 from hybridlab.models import ImageInfo, NodeCapacity
 from hybridlab.params import Params
 from hybridlab.runner.preflight import check_params, find_params

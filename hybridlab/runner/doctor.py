@@ -16,8 +16,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from hybridlab.cluster import STAGES, lab_directory
+from hybridlab.cluster import STAGES
 from hybridlab.errors import HybridlabError, LabNotRunning
+from hybridlab.home import lab_directory
 from hybridlab.params import Params
 from hybridlab.runner.preflight import check_files, check_params, check_writable, find_params
 from hybridlab.sites import open_site

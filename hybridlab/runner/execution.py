@@ -24,8 +24,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from papermill import engines
 from papermill.log import logger as papermill_logger
 
-from hybridlab.cluster import find_root
 from hybridlab.errors import BadInput, StepFailed
+from hybridlab.home import find_root
 from hybridlab.runner import autopsy
 from hybridlab.runner.outcome import CellState, Problem, RunbookState, exit_code_of
 from hybridlab.runner.record import SKIP_TAG, Record, Told, Watch

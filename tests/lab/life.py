@@ -51,6 +51,7 @@ class Life:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self._opened: Cluster | None = None
         shutil.copytree(ROOT / "params", home / "params")
         shutil.copytree(ROOT / "runbooks", home / "runbooks")
         # one short round: these tests are about what is done with a measurement, not about the measurement
@@ -113,11 +114,18 @@ class Life:
 
     # -- as a program --------------------------------------------------------------------------------------------------
     def cluster(self, *sets: str) -> Cluster:
+        """The cluster, its connections those of nobody else; those opened here before are closed."""
+        self._hang_up()
         overrides = dict(parse_override(item) for item in sets)
         path = self.home / PARAMS
-        return Cluster(
+        self._opened = Cluster(
             read_params(path, overrides), root=self.home, params_file=path, approvals=["all"], say=lambda line: None
         )
+        return self._opened
+
+    def _hang_up(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
 
     def make(self, *stages: str, sets: tuple[str, ...] = ()) -> StageRun:
         """Look, plan, apply, verify stage after stage, without notebooks; returns the last. Raises what they raise."""
@@ -153,6 +161,7 @@ class Life:
         assert done.status == 0, done.said
 
     def stop(self) -> None:
+        self._hang_up()
         stop_lab(self.lab_dir)
 
     def fault(self, name: str, *, count: int = 1, match: str = "") -> list[str]:

@@ -138,6 +138,9 @@ class FakeOracle:
         self.boot_state = "RUNNING"
         self.refusals: dict[str, list[BaseException]] = {}
 
+    def close(self) -> None:
+        pass
+
     def availability_domains(self) -> tuple[str, ...]:
         return self.domains
 
@@ -275,6 +278,9 @@ class FakeHosts:
         self.waited: list[tuple[str, str, float]] = []
         self.forgotten: list[str] = []
 
+    def close(self) -> None:
+        pass
+
     def run(self, host: HostAddress, argv: Sequence[str], **options: Any) -> CommandResult:
         self.ran.append((host.name, tuple(argv)))
         assert options.get("sudo") or argv[0] not in NEEDS_ROOT, f"only root may run {argv}"
@@ -330,6 +336,9 @@ class FakeKube:
         self.evictions_refused = 0
         for obj in objects:
             self.put(obj)
+
+    def close(self) -> None:
+        pass
 
     def put(self, obj: Mapping[str, Any]) -> dict[str, Any]:
         made = copy.deepcopy(dict(obj))
@@ -495,6 +504,9 @@ class FakeS3:
         self.held: dict[str, bytes] = {}
         self.parts: list[int] = []
         self.damage = damage
+
+    def close(self) -> None:
+        pass
 
     def ensure_bucket(self) -> bool:
         return True

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fakes import LAB, FakeClock
 
-from hybridlab.cluster import Cluster, StageRun, find_root, in_jupyterlab, lab_directory, load_stage, open_cluster
+from hybridlab.cluster import Cluster, StageRun, in_jupyterlab, load_stage, open_cluster
 from hybridlab.errors import (
     BadInput,
     GateClosed,
@@ -24,6 +24,7 @@ from hybridlab.errors import (
     StepFailed,
     VerifyFailed,
 )
+from hybridlab.home import find_root, lab_directory
 from hybridlab.ledger import locked
 from hybridlab.models import Check, Finding
 from hybridlab.params import read_params
@@ -474,3 +475,12 @@ def test_upstream_folds_the_needed_stages(root: Path) -> None:
     assert [n["name"] for n in known["layout"]["nodes"]] == ["a", "b"]
     known = run.cluster.upstream(load_stage("bootstrap"))
     assert [n["private_ip"] for n in known["provision"]["nodes"]] == ["192.168.1.2", "192.168.1.3"]
+
+
+def test_a_closed_cluster_has_hung_up_and_connects_anew(root: Path) -> None:
+    run, _ = opened(root)
+    with run.cluster as cluster:
+        first = cluster.registry
+        cluster.close()
+        assert cluster.registry is not first
+    assert "registry" not in cluster.__dict__
