@@ -21,7 +21,7 @@ from hybridlab.errors import AuthFailed, BadInput, HybridlabError, NotFound, Ref
 from hybridlab.lab.hosts.k3s_release import write_release
 from hybridlab.models import HostAddress
 from hybridlab.params import read_params
-from hybridlab.stages.bootstrap import k3s
+from hybridlab.stages.bootstrap import actions, k3s
 
 VERSION = "v1.34.2+k3s1"
 ADDRESS = "203.0.113.11"
@@ -195,7 +195,7 @@ def test_a_checksum_that_does_not_match_installs_nothing(own: Own) -> None:
     assert own.events("install:arm-1") == ["started", "failed"]
 
 
-def test_a_full_disk(own: Own) -> None:
+def test_a_full_disk(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     own.lab.world.faults.ask("disk-full", 1, "arm-1")
     with pytest.raises(StepFailed) as caught:
         own.run()
@@ -204,6 +204,7 @@ def test_a_full_disk(own: Own) -> None:
     assert own.events("mark:arm-1") == ["started", "failed"]
     assert own.out("ls", "-A", "/tmp") == ""
     own.out("rm", "/var/log/filler")
+    monkeypatch.setattr(actions, "API_DEADLINE_S", 1.0)
     with pytest.raises(StepFailed, match=r"save-kubeconfig|install:arm-1"):
         own.run()  # this lab has no Kubernetes: K3s comes as far as it can
     assert own.events("mark:arm-1")[2:] == ["started", "done"]

@@ -27,7 +27,8 @@ from hybridlab.runner.preflight import find_runbooks, read_runbook
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HYBRIDLAB_HOME", raising=False)
+    for name in [name for name in os.environ if name.startswith("HYBRIDLAB_")]:
+        monkeypatch.delenv(name)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     return toy_root(tmp_path)
 
