@@ -33,9 +33,9 @@ def take_bill(root: Path, params: Params, params_file: Path, *, ask: bool = True
     problem = "" if ask else "the account was not asked"
     if ask:
         try:
-            oracle = Cluster(params, root=root, params_file=params_file).oracle
-            # 020 may have looked moments ago; otherwise the account is asked
-            survey = oracle.last_survey(FRESH_S) or oracle.survey({TAG: params.cluster})
+            with Cluster(params, root=root, params_file=params_file) as cluster:
+                # 020 may have looked moments ago; otherwise the account is asked
+                survey = cluster.oracle.last_survey(FRESH_S) or cluster.oracle.survey({TAG: params.cluster})
             found = survey.instances
             lines = usage(found, survey.resources, allowance)
             machines = [machine(vm, params.cluster) for vm in found]

@@ -471,7 +471,9 @@ def test_namespace_goes_with_all_that_is_in_it(tmp_path: Path) -> None:
 
 
 # -- the lab itself ----------------------------------------------------------------------------------------------------
-def test_lab_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("late_s", [0.0, 0.3])
+def test_lab_goes_on_where_it_was_stopped(tmp_path: Path, late_s: float) -> None:
+    """The nodes come back at once, or after every pod was looked at and found without one."""
     path = tmp_path / "kube.sqlite"
     kept: dict[str, str] = {}
 
@@ -486,6 +488,7 @@ def test_lab_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 
     async def second() -> None:
         async with controllers_lab(tmp_path / "lab", store=Store(path)) as lab:
+            await asyncio.sleep(late_s)
             await lab.three_nodes()
             await lab.until(lambda: available(lab, "late", 1), "goes on")
             assert {p["metadata"]["name"]: p["metadata"]["uid"] for p in lab.pods(app="web")} == kept

@@ -159,6 +159,7 @@ class Nodes(Controller):
             self.context.set_status(NODE, node, self._fresh_status(node, machine, service))
         self.kubelets[name] = Kubelet(machine, service)
         self._silent_since.pop(name, None)
+        self._tell(name)  # a kubelet starts the pods it is given at once, whatever its Node says of it
         self.again(("", name), 0.3)
         return name
 
