@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTHON ?= python3
 PARAMS ?= params/lab.yaml
 APPROVE ?= all
-PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore

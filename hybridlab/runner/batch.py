@@ -77,12 +77,6 @@ def run_batch(
     run = _free_run_id(root, params.cluster)
     with ExitStack() as stack:
         stack.enter_context(locked(root / "state" / params.cluster / "lock", run=run))
-        folder = root / "runs" / run
-        folder.mkdir(parents=True)
-        sweep(root, params.cluster)
-        spare = Spare(folder)
-        stack.callback(spare.free)
-        stack.enter_context(_logged(folder / "log", Redactor([root / "state" / params.cluster / "secrets"])))
         record = RunRecord(
             run=run,
             cluster=params.cluster,
@@ -101,8 +95,8 @@ def run_batch(
         )
         ends = time.monotonic() + deadline_s if deadline_s is not None else None
         screen = console or Console(stderr=True)
-        batch = _Batch(books, record, folder, spare, root, path, params, screen, ends, cell_timeout_s)
-        return batch.run(errors or Console(stderr=True))
+        batch = _Batch(books, record, root, path, params, screen, ends, cell_timeout_s)
+        return batch.run(errors or Console(stderr=True), stack)
 
 
 class _Batch:
@@ -112,8 +106,6 @@ class _Batch:
         self,
         books: Sequence[Runbook],
         record: RunRecord,
-        folder: Path,
-        spare: Spare,
         root: Path,
         params_file: Path,
         params: Params,
@@ -123,8 +115,8 @@ class _Batch:
     ) -> None:
         self._books = books
         self._record = record
-        self._folder = folder
-        self._spare = spare
+        self._folder = root / "runs" / record.run
+        self._spare = Spare()
         self._root = root
         self._params_file = params_file
         self._params = params
@@ -136,16 +128,19 @@ class _Batch:
         self._ledger = Ledger(state / "ledger.jsonl", run=record.run, redact=self._redact)
         self._board = Board(record.runbooks, console, Tail(state / "ledger.jsonl", record.run))
 
-    def run(self, errors: Console) -> RunResult:
+    def run(self, errors: Console, stack: ExitStack) -> RunResult:
         began = time.monotonic()
-        self._save()
         problem: Problem | None = None
         try:
-            with _term_is_interrupt():
+            with _term_is_interrupt():  # from before there is a folder: it never lies there without its record
+                self._begin(stack)
                 self._execute()
         except KeyboardInterrupt:
+            self._folder.mkdir(parents=True, exist_ok=True)
             problem = Problem("Interrupted", "interrupted", next_move="run it again: it goes on", exit_code=6)
         except OSError as error:
+            if not self._folder.is_dir():
+                raise
             problem = Problem("OSError", f"the run's record can't be written: {error.strerror}", str(self._folder))
         record = concluded(self._record, problem, self._ledger)
         record = replace(record, seconds=round(time.monotonic() - began, 3))
@@ -161,6 +156,14 @@ class _Batch:
         if record.problem and record.exit_code:
             self._tell(record, errors)
         return RunResult(record.exit_code or 0, self._folder, record, report)
+
+    def _begin(self, stack: ExitStack) -> None:
+        self._folder.mkdir(parents=True)
+        stack.callback(self._spare.free)
+        self._save()
+        sweep(self._root, self._record.cluster)
+        self._spare.hold(self._folder)
+        stack.enter_context(_logged(self._folder / "log", self._redactor))
 
     # -- executing -------------------------------------------------------------------------------------------------
     def _execute(self) -> None:

@@ -15,9 +15,11 @@ SIZES = {NOTEBOOK: 2_000_000, RECORD: 200_000}
 class Spare:
     """Files without a name, so that the system itself takes them back when the process is killed."""
 
-    def __init__(self, folder: Path, sizes: Mapping[str, int] = SIZES) -> None:
-        """Raises OSError where there is no room for it."""
+    def __init__(self) -> None:
         self._held: dict[str, IO[bytes]] = {}
+
+    def hold(self, folder: Path, sizes: Mapping[str, int] = SIZES) -> None:
+        """Take the space. Raises OSError where there is no room for it."""
         for name, size in sizes.items():
             file = self._held[name] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - held until it is freed
             file.write(bytes(size))

@@ -21,7 +21,7 @@ from hybridlab.errors import AuthFailed, BadInput, HybridlabError, NotFound, Ref
 from hybridlab.lab.hosts.k3s_release import write_release
 from hybridlab.models import HostAddress
 from hybridlab.params import read_params
-from hybridlab.stages.bootstrap import actions, k3s
+from hybridlab.stages.bootstrap import k3s
 
 VERSION = "v1.34.2+k3s1"
 ADDRESS = "203.0.113.11"
@@ -204,7 +204,7 @@ def test_a_full_disk(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     assert own.events("mark:arm-1") == ["started", "failed"]
     assert own.out("ls", "-A", "/tmp") == ""
     own.out("rm", "/var/log/filler")
-    monkeypatch.setattr(actions, "API_DEADLINE_S", 1.0)
+    monkeypatch.setattr(k3s, "SERVER_DEADLINE_S", 1.0)
     with pytest.raises(StepFailed, match=r"save-kubeconfig|install:arm-1"):
         own.run()  # this lab has no Kubernetes: K3s comes as far as it can
     assert own.events("mark:arm-1")[2:] == ["started", "done"]

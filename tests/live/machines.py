@@ -35,6 +35,7 @@ PACKAGES = (
 )  # fmt: skip
 IMAGE_BYTES = 3 << 30  # sparse
 BOOT_DEADLINE_S = 60.0
+SWAP_PATIENCE_S = 200.0  # longer than one file of tests needs its machines
 REBOOTED = 133  # how nspawn ends with --keep-unit when the machine rebooted
 
 FILES = {
@@ -78,12 +79,21 @@ def why_not() -> str:
     if made.returncode:
         return f"this sandbox allows no bridge: {made.stderr.strip()}"
     _must("ip", "link", "del", probe)
-    swaps = Path("/proc/swaps").read_text(encoding="utf-8")
-    if "/swapfile-hybridlab" in swaps:
+    if not _alone(SWAP_PATIENCE_S):
         return "another run's machine has a swap file in use, and machines share the kernel's list of them"
     if not Path("/dev/loop-control").exists():
         return "this sandbox has no loop devices"
     return ""
+
+
+def _alone(patience_s: float) -> bool:
+    """Whether no machine of another process has our swap file in use, now or after a while."""
+    end = time.monotonic() + patience_s
+    while "/swapfile-hybridlab" in Path("/proc/swaps").read_text(encoding="utf-8"):
+        if time.monotonic() > end:
+            return False
+        time.sleep(1)
+    return True
 
 
 def _which(tool: str) -> str | None:

@@ -26,6 +26,7 @@ NODE_TOKEN_FILE = "/var/lib/rancher/k3s/server/node-token"
 BINARY = "/usr/local/bin/k3s"
 INSTALLER = "/opt/hybridlab/k3s-install.sh"
 INSTALL_DEADLINE_S = 600.0
+SERVER_DEADLINE_S = 180.0
 INSTALLER_AT_TAG = "https://raw.githubusercontent.com/k3s-io/k3s/{tag}/install.sh"
 IMAGES = "k3s-airgap-images-{arch}.tar.zst"
 IMAGES_FOLDER = "/var/lib/rancher/k3s/agent/images"
@@ -214,7 +215,7 @@ def wait_for_server(ctx: Context, server: NodeHost) -> None:
         lambda: ctx.hosts.run(server.host, argv, sudo=True, check=False).exit_status == 0,
         bool,
         what=f"K3s on {server.wish.name} to write its kubeconfig",
-        deadline_s=180,
+        deadline_s=SERVER_DEADLINE_S,
         clock=ctx.clock,
         describe=lambda there: "there" if there else "not there yet: " + last_words(ctx, server),
         next_move=f"look at: journalctl -u k3s on {server.wish.name}",
