@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTHON ?= python3
 PARAMS ?= params/lab.yaml
 APPROVE ?= all
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore

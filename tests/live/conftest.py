@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))  # for the host contr
 NAMES = ("amd-1", "amd-2", "amd-3")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMachines]:
     """A bridge without machines."""
-    reason = why_not()
+    reason = why_not(patience_s=200)
     if reason:
         pytest.skip(reason)
     try:
@@ -28,7 +28,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMachines]:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def machines(rig: LiveMachines) -> LiveMachines:
     """The bridge with three machines, booting."""
     rig.add(NAMES)

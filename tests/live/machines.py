@@ -35,7 +35,6 @@ PACKAGES = (
 )  # fmt: skip
 IMAGE_BYTES = 3 << 30  # sparse
 BOOT_DEADLINE_S = 60.0
-SWAP_PATIENCE_S = 200.0  # longer than one file of tests needs its machines
 REBOOTED = 133  # how nspawn ends with --keep-unit when the machine rebooted
 
 FILES = {
@@ -65,8 +64,11 @@ rm -rf /usr/share/doc/* /usr/share/man/* /usr/share/locale/*
 """
 
 
-def why_not() -> str:
-    """Why machines can't be booted here; empty when nothing is known against it."""
+def why_not(*, patience_s: float = 0) -> str:
+    """Why machines can't be booted here; empty when nothing is known against it.
+
+    ``patience_s``: how long to wait for another file's machines to go.
+    """
     if os.name != "posix" or not Path("/proc/self/ns/net").exists():
         return "machines need Linux with namespaces"
     if os.geteuid() != 0:
@@ -79,7 +81,7 @@ def why_not() -> str:
     if made.returncode:
         return f"this sandbox allows no bridge: {made.stderr.strip()}"
     _must("ip", "link", "del", probe)
-    if not _alone(SWAP_PATIENCE_S):
+    if not _alone(patience_s):
         return "another run's machine has a swap file in use, and machines share the kernel's list of them"
     if not Path("/dev/loop-control").exists():
         return "this sandbox has no loop devices"
