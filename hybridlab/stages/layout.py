@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from itertools import combinations_with_replacement
@@ -137,6 +137,19 @@ def compare(
     return tuple(lines)
 
 
+def _bounded(allowance: Allowance, lines: Sequence[Line]) -> Allowance:
+    """The allowance cut down to what the lines allow: less other machines, and within live limits."""
+    allowed = {line.resource: line.allowed for line in lines}
+    return replace(
+        allowance,
+        a1_ocpus=min(allowance.a1_ocpus, allowed["A1 OCPUs"]),
+        a1_memory_gb=min(allowance.a1_memory_gb, allowed["A1 memory GB"]),
+        micros=min(allowance.micros, int(allowed["AMD micros"])),
+        storage_gb=min(allowance.storage_gb, int(allowed["volumes GB"])),
+        volumes_max=min(allowance.volumes_max, int(allowed["volumes"])),
+    )
+
+
 def layouts_that_fit(allowance: Allowance) -> tuple[Layout, ...]:
     """Every layout within an allowance, best first: most memory, then a server of two cores, then both architectures.
 
@@ -240,18 +253,20 @@ def plan(params: Params, seen: Seen, upstream: Upstream) -> Plan:
 def _fit_findings(params: Params, seen: Seen) -> list[Finding]:
     findings = []
     chosen = allowance_named(params.layout.allowance)
-    for line in compare(params.wishes, chosen, seen.live, seen.foreign):
+    lines = compare(params.wishes, chosen, seen.live, seen.foreign)
+    for line in lines:
         if line.ok:
             continue
         cost_only = params.layout.allow_cost and line.limited_by.startswith("allowance")
-        options = layouts_that_fit(chosen)
+        options = layouts_that_fit(_bounded(chosen, lines))
+        fits = f"this fits: {options[0]}" if options else "nothing fits beside what is there: remove other machines"
         findings.append(
             Finding(
                 "warning" if cost_only else "refusal",
                 line.resource,
                 f"the layout wants {line.wanted:g} {line.resource}, {line.limited_by} has {line.allowed:g}: "
                 f"{-line.left:g} too many",
-                "it will cost money" if cost_only else f"this fits: {options[0]}; or set layout.allow_cost",
+                "it will cost money" if cost_only else f"{fits}; or set layout.allow_cost",
             )
         )
     newest = allowances_now(seen.allowances)

@@ -98,6 +98,26 @@ def test_over_the_allowance_is_refused_or_costs() -> None:
     assert paid.expected["refused"] == []
 
 
+@pytest.mark.parametrize(
+    ("foreign", "advice"),
+    [
+        (
+            {"A1 OCPUs": 1, "A1 memory GB": 6, "volumes GB": 50, "volumes": 1},
+            "this fits: arm 1C6G + amd 1C1G + amd 1C1G",
+        ),
+        ({"A1 OCPUs": 2, "A1 memory GB": 12, "AMD micros": 2, "volumes GB": 200, "volumes": 4}, "nothing fits beside"),
+    ],
+)
+def test_what_fits_counts_what_other_machines_use(foreign: dict[str, float], advice: str) -> None:
+    plan = layout.plan(make_params({"layout.allowance": "since-2026-06"}), seen(foreign=foreign), {})
+    assert all(f.next_move.startswith(advice) for f in plan.findings if f.level == "refusal"), plan.findings
+
+
+def test_what_fits_is_within_the_live_limits() -> None:
+    plan = layout.plan(make_params({"layout.allowance": "since-2026-06"}), seen(live={"AMD micros": 0}), {})
+    assert {f.next_move.partition(";")[0] for f in plan.findings if f.level == "refusal"} == {"this fits: arm 2C12G"}
+
+
 def test_money_does_not_help_against_a_live_limit() -> None:
     found = findings(make_params({"layout.allow_cost": True}), seen(live={"AMD micros": 0}))
     assert found["AMD micros"][0] == "refusal"
