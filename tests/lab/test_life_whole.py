@@ -173,7 +173,9 @@ def test_an_amd64_image_on_an_arm_node_crashes_as_it_really_does(whole: Life) ->
 
         promptly(reason, "CrashLoopBackOff".__eq__, "the pod to crash", 30)
         assert "exec format error" in whole.kubectl("logs", "wrong-arch").said
-        assert "CrashLoopBackOff" in whole.kubectl("get", "pods").out
+        # between two back-offs it runs for a moment
+        shown = "the table to show it"
+        promptly(lambda: whole.kubectl("get", "pods").out, lambda out: "CrashLoopBackOff" in out, shown, 30)
     finally:
         whole.kubectl("delete", "pod", "wrong-arch", "--force", "--grace-period=0")
 
