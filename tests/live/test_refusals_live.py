@@ -69,9 +69,9 @@ def test_wrong_key(home: Home, solo: Machine, tmp_path: Path) -> None:
 
 
 def test_a_key_with_a_passphrase(home: Home, solo: Machine, tmp_path: Path) -> None:
-    solo.out("ssh-keygen", "-q", "-t", "ed25519", "-N", "a secret", "-f", "/root/locked")
-    (tmp_path / "locked").write_text(solo.out("cat", "/root/locked"))
-    solo.out("rm", "-f", "/root/locked", "/root/locked.pub")
+    solo.out("ssh-keygen", "-q", "-t", "ed25519", "-N", "a secret", "-f", "/var/tmp/locked")
+    (tmp_path / "locked").write_text(solo.out("cat", "/var/tmp/locked"))
+    solo.out("rm", "-f", "/var/tmp/locked", "/var/tmp/locked.pub")
     said = refused(home, BadInput, **{"bootstrap.ssh_key_file": str(tmp_path / "locked")})
     assert "the SSH key has a passphrase" in said
     assert "ssh-agent" in said

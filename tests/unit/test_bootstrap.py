@@ -606,6 +606,7 @@ def test_swap_is_made_once(tmp_path: Path) -> None:
         if argv[0] == "swapon" and argv[1].startswith("--show"):
             return 0, "\n".join(on)
         if argv[0] == "swapon":
+            assert ("amd-1", "/etc/fstab") in ctx.hosts.files, "killed after this, it would be gone at the next boot"
             on.append(argv[1])
         return (0, "LABEL=root / ext4\n") if argv[0] == "cat" else (0, "")
 

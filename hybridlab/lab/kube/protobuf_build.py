@@ -23,7 +23,6 @@ _SPECIAL = {
     "meta.FieldsV1": "Raw",
     "meta.Time": "Time",
     "meta.MicroTime": "Time",
-    "meta.Duration": "Duration",
 }
 _SCALARS = {
     "string": "string",
@@ -34,7 +33,6 @@ _SCALARS = {
     "int64": "int",
     "float64": "double",
     "[]byte": "bytes",
-    "byte": "byte",
 }
 _STRUCT = re.compile(r"^type (\w+) struct \{(.*?)^\}", re.MULTILINE | re.DOTALL)
 _NAMED = re.compile(r"^type (\w+) (map\[\w+\][\w.]+|\[\][\w.]+|string|bool|u?int\d+)$", re.MULTILINE)
@@ -98,8 +96,8 @@ class Sources:
             yield number, [name + ("?" if optional and name else ""), kind.lstrip("*")]
 
 
-def build(api: Path, apimachinery: Path) -> dict[str, dict[str, dict[str, list[str]]]]:
-    """``kinds`` ("apps/v1/Deployment" to message) and ``messages`` (field number to name and type)."""
+def build(api: Path, apimachinery: Path) -> tuple[dict[str, str], dict[str, dict[str, list[str]]]]:
+    """Kinds ("apps/v1/Deployment" to message), and messages (field number to name and type)."""
     sources = Sources(api, apimachinery)
     known = {}
     for key in kinds():
@@ -117,13 +115,13 @@ def build(api: Path, apimachinery: Path) -> dict[str, dict[str, dict[str, list[s
             messages[full] = dict(sources.fields(full))
             kinds_used = [kind.removeprefix("items").lstrip("[]{}") for _, kind in messages[full].values()]
             todo += [kind for kind in kinds_used if kind in sources.structs]
-    return {"kinds": known, "messages": dict(sorted(messages.items()))}  # type: ignore[dict-item]
+    return known, dict(sorted(messages.items()))
 
 
 def main() -> None:
-    table = build(Path(sys.argv[1]), Path(sys.argv[2]))
-    rows = [f"{json.dumps(name)}:{json.dumps(row, separators=(',', ':'))}" for name, row in table["messages"].items()]
-    text = '{"kinds":' + json.dumps(table["kinds"]) + ',"messages":{\n' + ",\n".join(rows) + "\n}}\n"
+    known, messages = build(Path(sys.argv[1]), Path(sys.argv[2]))
+    rows = [f"{json.dumps(name)}:{json.dumps(row, separators=(',', ':'))}" for name, row in messages.items()]
+    text = '{"kinds":' + json.dumps(known) + ',"messages":{\n' + ",\n".join(rows) + "\n}}\n"
     Path(str(files("hybridlab.data"))).joinpath("kube-protobuf.json").write_text(text, encoding="utf-8")
 
 
